@@ -1,0 +1,55 @@
+# Everything is set up on demand: system packages (apt, only what is missing), .venv, the compiled packet path.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+WARM := .cache/warm
+COMPILED := appliance/limits.py appliance/observe/counters.py appliance/supervisor/warm.py \
+  $(shell find appliance/dataplane appliance/tables -name '*.py')
+
+.PHONY: help lab test check perf config warm venv packages clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+lab: $(WARM) ## two nodes, one service with an instance on each, a client that calls it
+	$(BIN)/appliance lab demo
+
+test: $(WARM) ## all tests; those that need root are skipped, and counted, without it
+	$(BIN)/pytest
+
+check: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+perf: $(WARM) ## direct routing, kernel VXLAN and the appliance, side by side; PERF=--quick
+	$(BIN)/python -m perf run $(PERF)
+
+config: $(INSTALLED) ## config/appliance.toml, from the model
+	$(BIN)/appliance config example > config/appliance.toml
+
+warm: $(WARM) ## the compiled packet path
+
+venv: $(INSTALLED) ## .venv with the appliance and what its development needs
+
+packages:
+	@missing=$$(PYTHON=$(PYTHON) .ci/packages); test -z "$$missing" || { \
+	  test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+	    || { echo "expected root and apt-get to install:" $$missing >&2; exit 1; }; \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qy --no-install-recommends $$missing; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or later")'
+
+$(INSTALLED): pyproject.toml | packages
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(WARM): $(INSTALLED) $(COMPILED) | packages
+	$(BIN)/appliance warm -c config/appliance.toml
+	@mkdir -p $(@D) && touch $@
+
+clean: ## remove all that make has made here, a running lab too
+	@test ! -x $(BIN)/appliance || $(BIN)/appliance lab down
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

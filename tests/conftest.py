@@ -1,0 +1,47 @@
+"""What every test shares: the `root` marker, and a summary that says what was not tested and why."""
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from appliance.config import Config
+from appliance.dataplane import cache as compiled
+
+ROOT = Path(__file__).parent.parent
+
+compiled.use(Config().paths.cache)  # before numba is imported: what `make warm` compiled is what the tests run
+
+
+@cache
+def missing_for_root() -> str | None:
+    """Why this machine cannot run tests with network namespaces and TUN devices, or None if it can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        return "needs unshare (util-linux) and ip (iproute2)"
+    probe = "ip link set lo up && ip tuntap add probe mode tun"
+    tried = subprocess.run(["unshare", "--net", "--mount", "sh", "-c", probe], capture_output=True, text=True)
+    if tried.returncode != 0:
+        return f"needs network namespaces and /dev/net/tun ({tried.stderr.strip()})"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `root` where it cannot run."""
+    for item in items:
+        if item.get_closest_marker("root") and (reason := missing_for_root()):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason to skip, with its count; and one if nothing was skipped."""
+    skipped = terminalreporter.getreports("skipped")
+    terminalreporter.section(f"not tested: {len(skipped)}", yellow=bool(skipped))
+    reasons = Counter(str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:5}  {reason.removeprefix('Skipped: ')}")
