@@ -1,0 +1,209 @@
+"""Where a flow goes: the one place in which tables become a decision.
+
+A decision is taken when a container opens a flow, and again when the tables have changed in a way that concerns it.
+It is stored whole in the flow's record; packets only carry it out.
+"""
+
+import numpy as np
+from numba import njit
+
+from appliance.dataplane import flow
+from appliance.dataplane.balance import advance, round_robin
+from appliance.dataplane.memory import counters, positions
+from appliance.dataplane.steering import steer
+from appliance.dataplane.wire.checksum import delta, fold
+from appliance.observe.counters import COUNTS, Count, Drop
+from appliance.tables.layout import HOST_LOCAL
+from appliance.tables.read import choices, find_host, find_service, hosts, in_service_range, services
+
+_SPOOFED, _NO_ROUTE = Drop.SPOOFED_SOURCE.value, Drop.NO_ROUTE.value
+_UNKNOWN, _NO_INSTANCE = Drop.UNKNOWN_SERVICE.value, Drop.NO_INSTANCE.value
+_REVERSE, _FULL = Drop.REVERSE_IN_USE.value, Drop.FLOW_TABLE_FULL.value
+_OPENED, _MOVED = COUNTS + Count.FLOWS_OPENED.value, COUNTS + Count.FLOWS_MOVED.value
+_EVICTED, _LIVE = COUNTS + Count.FLOWS_EVICTED.value, COUNTS + Count.FLOWS_LIVE.value
+
+
+@njit
+def outbound_flow(w, p):
+    """Number of the flow of a packet from a container, decided as of the current tables; or minus a ``Drop`` reason."""
+    number = flow.find(
+        w,
+        flow.OUTBOUND,
+        p.source_hi,
+        p.source_lo,
+        p.destination_hi,
+        p.destination_lo,
+        p.source_port,
+        p.destination_port,
+        p.protocol,
+    )
+    if number >= 0:
+        if flow.records(w)[number].epoch == w.state[0].epoch or _refresh(w, number):
+            return number
+        flow.remove(w, number)
+        counters(w)[_MOVED] += 1
+    return _open(w, p)
+
+
+@njit
+def _refresh(w, number):
+    """Compare a flow with tables that changed; False if its instance, or its own container, is gone."""
+    f = flow.records(w)[number]
+    own = find_host(w, f.local_hi, f.local_lo)
+    target = find_host(w, f.target_hi, f.target_lo)
+    if own < 0 or target < 0:
+        return False
+    own_host, host = hosts(w)[own], hosts(w)[target]
+    if own_host.generation != f.local_generation or host.generation != f.generation:
+        return False
+    if not own_host.flags & HOST_LOCAL:
+        return False
+    _set_node(f, host)
+    f.epoch = w.state[0].epoch
+    return True
+
+
+@njit
+def _set_node(f, host):
+    """Where the target is; may change while the instance lives (a node gets another address)."""
+    f.node_hi, f.node_lo, f.node_port = host.node_hi, host.node_lo, host.port
+    f.flags = (f.flags & ~flow.LOCAL) | (flow.LOCAL if host.flags & HOST_LOCAL else 0)
+
+
+@njit
+def _open(w, p):
+    """Decide a new flow; its number, or minus a ``Drop`` reason."""
+    own = find_host(w, p.source_hi, p.source_lo)
+    if own < 0 or not hosts(w)[own].flags & HOST_LOCAL:
+        return -_SPOOFED
+    service = find_service(w, p.destination_hi, p.destination_lo)
+    if service >= 0:
+        return _open_service(w, p, own, service)
+    target = find_host(w, p.destination_hi, p.destination_lo)
+    if target >= 0:
+        return _enter(w, p, own, target, False)
+    if in_service_range(w, p.destination_hi, p.destination_lo):
+        return -_UNKNOWN
+    return -_NO_ROUTE
+
+
+@njit
+def _open_service(w, p, own, service):
+    """Walk the choice list from the policy's place to the first instance that can be used."""
+    entry = services(w)[service]
+    first, count, ordinal = np.int64(entry.choices), np.int64(entry.count), np.int64(entry.ordinal)
+    if count == 0:
+        return -_NO_INSTANCE
+    start = round_robin(positions(w), ordinal, count)
+    usable = 0
+    for step in range(count):
+        choice = choices(w)[first + (start + step) % count]
+        target = find_host(w, choice.address_hi, choice.address_lo)
+        if target < 0:
+            continue
+        usable += 1
+        peer_hi, peer_lo = _peer(hosts(w)[target])
+        if _is_reverse_free(w, p, peer_hi, peer_lo):
+            advance(positions(w), ordinal)
+            return _enter(w, p, own, target, True)
+    return -_REVERSE if usable else -_NO_INSTANCE
+
+
+@njit
+def _peer(host):
+    """From which address a host's answers come: its instance IP, or its own if it has none."""
+    if host.instance_lo == 0 and host.instance_hi == 0:
+        return host.address_hi, host.address_lo
+    return host.instance_hi, host.instance_lo
+
+
+@njit
+def _is_reverse_free(w, p, peer_hi, peer_lo):
+    """Whether no live flow of this container and port pair has this peer: answers could not be told apart."""
+    number = flow.find(
+        w,
+        flow.INBOUND,
+        p.source_hi,
+        p.source_lo,
+        peer_hi,
+        peer_lo,
+        p.source_port,
+        p.destination_port,
+        p.protocol,
+    )
+    if number >= 0 and flow.records(w)[number].deadline <= w.state[0].now:
+        flow.remove(w, number)
+        return True
+    return number < 0
+
+
+@njit
+def _enter(w, p, own, target, translate):
+    """Write the decision into a record."""
+    if w.free_count == 0:
+        counters(w)[_EVICTED] += 1
+    number = flow.allocate(w, w.state[0].now)
+    if number < 0:
+        counters(w)[_EVICTED] -= 1
+        return -_FULL
+    f, own_host, host = flow.records(w)[number], hosts(w)[own], hosts(w)[target]
+    _match(f, p)
+    f.source_hi, f.source_lo = p.source_hi, p.source_lo
+    f.target_hi, f.target_lo = host.address_hi, host.address_lo
+    f.peer_hi, f.peer_lo = p.destination_hi, p.destination_lo
+    if translate:
+        f.source_hi, f.source_lo = _peer(own_host)
+        f.peer_hi, f.peer_lo = _peer(host)
+    _deltas(f)
+    f.flags = 0 if translate else flow.DIRECT
+    if f.peer_lo != f.dialled_lo or f.peer_hi != f.dialled_hi:
+        f.flags |= flow.TRANSLATES
+    _set_node(f, host)
+    f.generation, f.local_generation = host.generation, own_host.generation
+    f.steer = steer(f.target_hi, f.target_lo, p.source_port, p.destination_port)
+    f.packets_out, f.packets_in, f.bytes_out, f.bytes_in = 0, 0, 0, 0
+    f.epoch, f.deadline = w.state[0].epoch, w.state[0].now
+    flow.commit(w, number, flow.OPENING)
+    counters(w)[_OPENED] += 1
+    counters(w)[_LIVE] = flow.live(w)
+    return number
+
+
+@njit
+def _match(f, p):
+    f.local_hi, f.local_lo = p.source_hi, p.source_lo
+    f.dialled_hi, f.dialled_lo = p.destination_hi, p.destination_lo
+    f.local_port, f.remote_port, f.protocol = p.source_port, p.destination_port, p.protocol
+
+
+@njit
+def _deltas(f):
+    """What the rewrites add to checksums, both ways."""
+    f.delta_out = fold(
+        delta(f.local_hi, f.local_lo, f.source_hi, f.source_lo)
+        + delta(f.dialled_hi, f.dialled_lo, f.target_hi, f.target_lo)
+    )
+    f.delta_in = delta(f.peer_hi, f.peer_lo, f.dialled_hi, f.dialled_lo)
+
+
+@njit
+def inbound_flow(w, p):
+    """Number of the flow that a packet for a local container answers, or -1 if it answers none."""
+    return flow.find(
+        w,
+        flow.INBOUND,
+        p.destination_hi,
+        p.destination_lo,
+        p.source_hi,
+        p.source_lo,
+        p.destination_port,
+        p.source_port,
+        p.protocol,
+    )
+
+
+@njit
+def is_local(w, hi, lo):
+    """Whether an address belongs to a container of this node."""
+    host = find_host(w, hi, lo)
+    return host >= 0 and hosts(w)[host].flags & HOST_LOCAL != 0

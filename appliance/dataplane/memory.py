@@ -1,0 +1,31 @@
+"""Arrays that a worker shares with the supervisor, or that depend on a capacity: found through its record."""
+
+import numpy as np
+from numba import njit
+
+from appliance.dataplane.native import view
+from appliance.observe.counters import WORDS
+
+LOCATIONS = [("counters_at", "i8"), ("control_at", "i8"), ("positions_at", "i8"), ("positions_count", "i8")]
+
+CONTROL_COUNT = 8
+SECTIONS = [("control", np.dtype(np.int64), CONTROL_COUNT)]
+STOP = 0  # word of ``control``: not 0 asks the worker to end
+
+
+@njit
+def counters(w):
+    """The worker's counters (``observe.counters``); it is their only writer."""
+    return view(w.counters_at, WORDS, np.int64)
+
+
+@njit
+def control(w):
+    """Words that the supervisor writes."""
+    return view(w.control_at, CONTROL_COUNT, np.int64)
+
+
+@njit
+def positions(w):
+    """Round-robin positions by service ordinal."""
+    return view(w.positions_at, w.positions_count, np.uint32)

@@ -1,0 +1,143 @@
+"""Runs: packets that leave together, as one train, in one system call.
+
+Packets of one destination and one size (the last may be shorter) are gathered where they lie, as pairs of vectors,
+and sent with ``UDP_SEGMENT`` (Documentation/networking/segmentation-offloads.rst, udp(7)). What a run points at must
+stay in place until ``flush``; every stage flushes before it lets go of its buffers.
+
+1. A packet that fits the open run joins it; any other flushes it first.
+2. ``EIO`` means that the device cannot cut trains: that offload is cleared for good, counted, and the run goes out
+   packet by packet. ``EINVAL`` and ``EMSGSIZE`` concern this run alone: it goes out packet by packet too.
+3. A packet that cannot be sent is counted as ``send-failed``.
+"""
+
+from numba import njit
+
+from appliance import limits
+from appliance.dataplane import libc
+from appliance.dataplane.memory import counters
+from appliance.dataplane.native import address_of, put_be16, put_le16, put_le64
+from appliance.dataplane.state import (
+    CONTROL,
+    CONTROL_LENGTH,
+    IOV,
+    IOV_LENGTH,
+    NAME,
+    NAME_LENGTH,
+)
+from appliance.observe.counters import COUNTS, FROM_TUN, Count, Drop
+
+_AF_INET6, _SOCKADDR_IN6 = 10, 28
+_SOL_UDP, _UDP_SEGMENT = 17, 103
+_CMSG_LENGTH, _CMSG_SPACE = 18, 24  # CMSG_LEN and CMSG_SPACE of a u16
+
+_CALLS, _PACKETS = COUNTS + Count.SENT_CALLS.value, COUNTS + Count.SENT_PACKETS.value
+_BYTES, _REFUSED = COUNTS + Count.SENT_BYTES.value, COUNTS + Count.GSO_REFUSED.value
+_FAILED = FROM_TUN + Drop.SEND_FAILED.value
+
+
+@njit
+def prepare(w, fd, node_hi, node_lo, port, size):
+    """Make room for a packet of ``size`` bytes: send the open run if the packet cannot join it.
+
+    Gives where in ``run_headers`` the packet's header may be written before it is added.
+    """
+    run = w.run[0]
+    if run.segments > 0 and not _fits(w, run, fd, node_hi, node_lo, port, size):
+        flush(w)
+    if run.segments == 0:
+        run.fd, run.node_hi, run.node_lo, run.port = fd, node_hi, node_lo, port
+        run.size, run.total, run.closed = size, 0, 0
+    return run.segments * limits.HEADER_MAX
+
+
+@njit
+def add(w, head, head_length, tail, tail_length):
+    """Add the packet that was prepared for, as two ranges of memory; the second may be empty."""
+    run = w.run[0]
+    at = 4 * run.segments
+    w.run_iov[at], w.run_iov[at + 1] = head, head_length
+    w.run_iov[at + 2], w.run_iov[at + 3] = tail, tail_length
+    run.segments += 1
+    run.total += head_length + tail_length
+    if head_length + tail_length < run.size:
+        run.closed = 1
+
+
+@njit
+def _fits(w, run, fd, node_hi, node_lo, port, size):
+    return (
+        w.state[0].udp_gso != 0
+        and run.closed == 0
+        and run.segments < limits.UDP_SEGMENTS_MAX
+        and size <= run.size
+        and run.total + size <= limits.GSO_BYTES_MAX
+        and run.fd == fd
+        and run.node_lo == node_lo
+        and run.node_hi == node_hi
+        and run.port == port
+    )
+
+
+@njit
+def flush(w):
+    """Send the open run, if there is one."""
+    run = w.run[0]
+    if run.segments == 0:
+        return
+    _address(w, run)
+    if run.segments == 1 or not _send_train(w, run):
+        for segment in range(run.segments):
+            _send_packet(w, run, segment)
+    run.segments = 0
+
+
+@njit
+def _address(w, run):
+    """The run's destination as struct sockaddr_in6; IPv4 nodes as mapped addresses on dual-stack sockets."""
+    put_le16(w.run_name, 0, _AF_INET6)
+    put_be16(w.run_name, 2, run.port)
+    put_le64(w.run_name, 8, run.node_hi)
+    put_le64(w.run_name, 16, run.node_lo)
+    w.run_message[NAME], w.run_message[NAME_LENGTH] = address_of(w.run_name, 0), _SOCKADDR_IN6
+
+
+@njit
+def _send_train(w, run):
+    """Send all segments in one call; False if the kernel wants them one by one."""
+    message, control = w.run_message, w.run_control
+    control[0], control[1], control[2] = _CMSG_LENGTH, _SOL_UDP | (_UDP_SEGMENT << 32), run.size
+    message[IOV], message[IOV_LENGTH] = address_of(w.run_iov, 0), 2 * run.segments
+    message[CONTROL], message[CONTROL_LENGTH] = address_of(control, 0), _CMSG_SPACE
+    sent = libc.sendmsg(w.libc, run.fd, address_of(message, 0))
+    if sent >= 0:
+        _account(w, run.segments, run.total)
+        return True
+    error = libc.errno(w.libc)
+    if error == libc.EIO:
+        w.state[0].udp_gso = 0
+    if error == libc.EIO or error == libc.EINVAL or error == libc.EMSGSIZE:
+        counters(w)[_REFUSED] += 1
+        return False
+    counters(w)[_FAILED] += run.segments
+    return True
+
+
+@njit
+def _send_packet(w, run, segment):
+    """Send one segment of the run by itself."""
+    message = w.run_message
+    message[IOV], message[IOV_LENGTH] = address_of(w.run_iov, 4 * segment), 2
+    message[CONTROL], message[CONTROL_LENGTH] = 0, 0
+    sent = libc.sendmsg(w.libc, run.fd, address_of(message, 0))
+    if sent < 0:
+        counters(w)[_FAILED] += 1
+        return
+    _account(w, 1, sent)
+
+
+@njit
+def _account(w, packets, length):
+    counters(w)[_CALLS] += 1
+    counters(w)[_PACKETS] += packets
+    counters(w)[_BYTES] += length
+

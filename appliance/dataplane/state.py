@@ -1,0 +1,201 @@
+"""All that a worker holds: one record, made once, never grown, passed to every stage.
+
+What must survive the worker or be seen by others (flow records, counters, tables)
+lies in shared memory; the rest is scratch, sized by ``limits``. Message headers are the C structures themselves,
+laid out as 64-bit words (struct msghdr and struct mmsghdr of x86-64 and arm64 are the same).
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from appliance import limits
+from appliance.dataplane import flow, libc, memory
+from appliance.dataplane.classify import PACKET
+from appliance.tables import layout, read
+
+STATE = np.dtype(
+    [
+        ("index", "i8"),  # which worker
+        ("workers", "i8"),  # of how many
+        ("tun", "i8"),  # descriptors
+        ("wire", "i8"),
+        ("handoff", "i8"),
+        ("epoll", "i8"),
+        ("port", "i8"),  # own tunnel port
+        ("source_ports", "i8"),  # sending sockets in use; 0: send from the tunnel port
+        ("udp_gso", "i8"),  # may trains be sent; cleared when the kernel says EIO
+        ("coalesce", "i8"),  # may super-packets be written into the TUN
+        ("epoch", "i8"),  # of the tables, as of this batch
+        ("now", "i8"),  # monotonic nanoseconds, as of this batch
+        ("next_sweep", "i8"),
+        ("tun_hot", "i8"),  # drain it, rather than one packet a wake-up
+        ("wire_hot", "i8"),
+        ("tun_woken", "i8"),  # when it last had something
+        ("wire_woken", "i8"),
+    ]
+)
+
+RUN = np.dtype(
+    [
+        ("fd", "i8"),
+        ("node_hi", "i8"),
+        ("node_lo", "i8"),
+        ("port", "i8"),
+        ("segments", "i8"),
+        ("size", "i8"),  # bytes of every segment but a shorter last
+        ("total", "i8"),
+        ("closed", "i8"),  # the last one was shorter: nothing may follow
+        ("base", "i8"),  # where in the read buffer the next packet goes
+    ]
+)
+
+MERGE = np.dtype(
+    [
+        ("segments", "i8"),
+        ("version", "i8"),
+        ("protocol", "i8"),
+        ("l4", "i8"),  # offset of the transport header from the IP header
+        ("header", "i8"),
+        ("size", "i8"),  # payload of every segment but a shorter last
+        ("payload", "i8"),
+        ("next_sequence", "i8"),
+        ("next_id", "i8"),
+        ("id_step", "i8"),  # 0: constant, 1: counting, -1: not known yet
+        ("closed", "i8"),
+        ("flow", "i8"),
+    ]
+)
+
+VECTORS = 2 * (limits.UDP_SEGMENTS_MAX + 1)  # each segment of a run is a header (or whole packet) and a payload
+MSGHDR_WORDS = 8  # struct mmsghdr; a msghdr is its first 7
+NAME, NAME_LENGTH, IOV, IOV_LENGTH, CONTROL, CONTROL_LENGTH, FLAGS, RECEIVED = range(8)
+NAME_SIZE = 32  # struct sockaddr_in6 is 28
+CONTROL_WORDS = 8
+SLOT = 65_536  # bytes of a receive slot
+
+
+EVENTS = 4  # descriptors that a worker waits for: TUN, wire, wake, timer
+# struct epoll_event is packed on x86-64 only (<sys/epoll.h>).
+EVENT_SIZE, EVENT_DATA = (12, 4) if platform.machine() == "x86_64" else (16, 8)
+
+# A worker is one record, so that a stage is handed one pointer. Nested arrays have fixed sizes (``limits``); what
+# depends on a capacity, or is shared, lies elsewhere and is found through ``…_at``.
+WORKER = np.dtype(
+    [
+        *read.LOCATIONS,
+        *flow.LOCATIONS,
+        *memory.LOCATIONS,
+        ("state", STATE, (1,)),
+        ("packet", PACKET, (1,)),
+        ("libc", "i8", (16,)),
+        ("source_fds", "i8", (limits.SOURCE_PORTS_MAX,)),
+        ("handoff_ports", "i8", (limits.WORKERS_MAX,)),
+        ("events", "u1", (EVENTS * EVENT_SIZE,)),
+        ("scratch", "i8", (8,)),
+        # outbound
+        ("run", RUN, (1,)),
+        ("run_iov", "i8", (2 * VECTORS,)),
+        ("run_message", "i8", (MSGHDR_WORDS,)),
+        ("run_control", "i8", (CONTROL_WORDS,)),
+        ("run_name", "u1", (NAME_SIZE,)),
+        ("run_headers", "u1", ((limits.UDP_SEGMENTS_MAX + 1) * limits.HEADER_MAX,)),
+        # inbound
+        ("merge", MERGE, (1,)),
+        ("merge_iov", "i8", (2 * (limits.COALESCE_SEGMENTS + 2),)),
+        ("merge_header", "u1", (256,)),
+        ("merge_origin", "u1", (limits.HEADER_MAX,)),
+        ("slot_iov", "i8", (2 * limits.WIRE_BATCH,)),
+        ("slot_messages", "i8", (MSGHDR_WORDS * limits.WIRE_BATCH,)),
+        ("slot_control", "i8", (CONTROL_WORDS * limits.WIRE_BATCH,)),
+        ("slot_names", "u1", (NAME_SIZE * limits.WIRE_BATCH,)),
+        # packets
+        ("buffer", "u1", (limits.READ_BUFFER,)),
+        ("slots", "u1", (SLOT * limits.WIRE_BATCH,)),
+    ]
+)
+
+
+class Worker(NamedTuple):
+    """A worker's record (an array of one) and the arrays to which it points, which must live as long."""
+
+    record: Any
+    tables: read.Tables
+    flows: flow.FlowTable
+    counters: Any
+    control: Any
+    positions: Any
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """What a worker reads and writes."""
+
+    tun: int
+    wire: int
+    handoff: int
+    epoll: int  # what the worker sleeps on (``sleep.descriptor``)
+    sources: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker is told once, at its start."""
+
+    index: int = 0
+    workers: int = 1
+    port: int = 50103
+    udp_gso: bool = True
+    coalesce: bool = True
+    handoff_ports: tuple[int, ...] = ()
+    seed: int = 0
+    system_calls: Any = field(default_factory=libc.table)
+
+
+def make(
+    settings: Settings, descriptors: Descriptors, tables: read.Tables, records: Any, counters: Any, control: Any
+) -> Worker:
+    """A worker over its shared memory, with fresh scratch memory."""
+    record = np.zeros(1, WORKER)
+    w = record[0]
+    read.locate(w, tables)
+    flows = flow.make(w, records, settings.seed)
+    positions = np.full(int(tables.header[layout.H_SERVICES]), settings.index, dtype=np.uint32)
+    w["counters_at"], w["control_at"] = counters.ctypes.data, control.ctypes.data
+    w["positions_at"], w["positions_count"] = positions.ctypes.data, len(positions)
+    _set_state(w["state"][0], settings, descriptors)
+    _set_arrays(w, settings, descriptors)
+    _set_slots(record)
+    return Worker(record, tables, flows, counters, control, positions)
+
+
+def _set_state(state: Any, settings: Settings, descriptors: Descriptors) -> None:
+    state["index"], state["workers"] = settings.index, settings.workers
+    state["tun"], state["wire"], state["handoff"] = descriptors.tun, descriptors.wire, descriptors.handoff
+    state["epoll"] = descriptors.epoll
+    state["port"], state["source_ports"] = settings.port, len(descriptors.sources)
+    state["udp_gso"], state["coalesce"] = settings.udp_gso, settings.coalesce
+
+
+def _set_arrays(w: Any, settings: Settings, descriptors: Descriptors) -> None:
+    w["libc"][: len(settings.system_calls)] = settings.system_calls
+    w["source_fds"][: len(descriptors.sources)] = descriptors.sources
+    w["handoff_ports"][: len(settings.handoff_ports)] = settings.handoff_ports
+
+
+def _set_slots(record: Any) -> None:
+    """Point the receive messages at their slots. Slots are 64 KiB: shorter ones would cut trains silently."""
+    base, fields = record.ctypes.data, WORKER.fields
+    assert fields is not None
+    at = {name: base + fields[name][1] for name in ("slots", "slot_iov", "slot_control", "slot_names")}
+    w = record[0]
+    for i in range(limits.WIRE_BATCH):
+        w["slot_iov"][2 * i : 2 * i + 2] = at["slots"] + i * SLOT, SLOT
+        message = w["slot_messages"][MSGHDR_WORDS * i : MSGHDR_WORDS * (i + 1)]
+        message[NAME] = at["slot_names"] + NAME_SIZE * i
+        message[IOV], message[IOV_LENGTH] = at["slot_iov"] + 16 * i, 1
+        message[CONTROL] = at["slot_control"] + 8 * CONTROL_WORDS * i

@@ -1,0 +1,6 @@
+"""ICMP and ICMPv6 echo messages (RFC 792; RFC 4443 section 4): offsets and types."""
+
+TYPE, CODE, CHECKSUM, IDENTIFIER = 0, 1, 2, 4
+HEADER = 8
+ECHO_REPLY, ECHO_REQUEST = 0, 8
+ECHO_REQUEST6, ECHO_REPLY6 = 128, 129

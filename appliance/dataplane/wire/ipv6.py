@@ -1,0 +1,5 @@
+"""IPv6 header (RFC 8200 section 3): offsets."""
+
+PAYLOAD_LENGTH, NEXT_HEADER, HOP_LIMIT, SOURCE, DESTINATION = 4, 6, 7, 8, 24
+HEADER = 40
+FRAGMENT_HEADER = 44  # RFC 8200 section 4.5

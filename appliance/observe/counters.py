@@ -1,0 +1,87 @@
+"""Names of everything that a worker counts, and where each lies in its counter segment.
+
+A worker is the only writer of its segment, an int64 array; the supervisor reads it at any time. A count may be read
+while it grows, which is harmless: each is one aligned word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+
+
+class Drop(IntEnum):
+    """Why a packet was dropped; one enumeration for the packet path, the metrics, the tools and the tests."""
+
+    NONE = 0
+    MALFORMED = 1
+    FRAGMENT = 2
+    UNSUPPORTED_PROTOCOL = 3
+    SPOOFED_SOURCE = 4
+    NO_ROUTE = 5
+    UNKNOWN_SERVICE = 6
+    NO_INSTANCE = 7
+    REVERSE_IN_USE = 8
+    NOT_LOCAL = 9
+    FLOW_TABLE_FULL = 10
+    SEND_FAILED = 11
+    TUN_WRITE_FAILED = 12
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics and tools."""
+        return self.name.lower().replace("_", "-")
+
+
+class Count(IntEnum):
+    """Counters of one worker. ``TUN_`` and ``WIRE_`` tell where a packet came from."""
+
+    TUN_READS = 0  # system calls that gave a packet or super-packet
+    TUN_PACKETS = 1  # packets, super-packets counted by their segments
+    TUN_BYTES = 2
+    WIRE_READS = 3  # datagrams or trains received
+    WIRE_PACKETS = 4
+    WIRE_BYTES = 5
+    SENT_CALLS = 6
+    SENT_PACKETS = 7
+    SENT_BYTES = 8
+    WRITTEN_CALLS = 9
+    WRITTEN_PACKETS = 10
+    WRITTEN_BYTES = 11
+    HANDED_OVER = 12  # packets passed to the worker that owns their flow
+    FLOWS_OPENED = 13
+    FLOWS_EXPIRED = 14
+    FLOWS_EVICTED = 15
+    FLOWS_MOVED = 16  # re-decided because their backend changed
+    FLOWS_LIVE = 17  # a gauge
+    WAITS = 18  # sleeps for lack of work
+    GSO_REFUSED = 19  # trains that had to be sent one packet at a time
+    TUN_ERRORS = 20  # reads that failed for another reason than an empty queue
+    WIRE_ERRORS = 21
+
+
+# Words of the segment.
+ANNOUNCED: Final = 0  # epoch that this worker announced to the writer of the tables
+HEARTBEAT: Final = 1  # CLOCK_MONOTONIC nanoseconds of its last batch
+COUNTS: Final = 8
+FROM_TUN: Final = 64  # drops by reason, of packets from containers
+FROM_WIRE: Final = 96  # drops by reason, of packets from other nodes
+WORDS: Final = 128
+
+SECTIONS: Final = [("counters", np.dtype(np.int64), WORDS)]
+
+
+def snapshot(words: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, int]:
+    """Counters by name."""
+    return {count.name.lower(): int(words[COUNTS + count]) for count in Count}
+
+
+def drops(words: np.ndarray[Any, np.dtype[np.int64]]) -> Mapping[str, dict[str, int]]:
+    """Drops that happened, by direction (``tun``, ``wire``) and reason."""
+    return {
+        direction: {reason.label: int(words[base + reason]) for reason in Drop if words[base + reason]}
+        for direction, base in (("tun", FROM_TUN), ("wire", FROM_WIRE))
+    }

@@ -1,0 +1,130 @@
+"""What the bytes of the shared tables mean. One place, for the writer, the compiled readers and the tools.
+
+Addresses are 16 bytes in network order, IPv4 as IPv4-mapped IPv6 (RFC 4291 section 2.5.5.2), read as two machine words
+``hi`` and ``lo`` exactly as they lie in memory: a packet's bytes compare without any conversion.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+MAGIC: Final = 0x4544474554424C31  # "EDGETBL1"
+VERSION: Final = 1
+
+# Words of the header, an int64 array.
+H_MAGIC, H_VERSION, H_EPOCH, H_SEED, H_HOSTS, H_HOST_MASK, H_SERVICES, H_SERVICE_MASK, H_CHOICES = range(9)
+H_RANGES: Final = 9  # number of ServiceIP ranges in use
+H_WORDS: Final = 16
+
+HOST_LOCAL: Final = 1  # flag: the address is on this node
+
+HOST: Final = np.dtype(
+    [
+        ("address_hi", "i8"),
+        ("address_lo", "i8"),  # namespace address: the key
+        ("node_hi", "i8"),
+        ("node_lo", "i8"),  # underlay address of its node
+        ("instance_hi", "i8"),
+        ("instance_lo", "i8"),  # instance IP of the same family; zero: none
+        ("generation", "u4"),  # changes when the address gets another instance
+        ("next", "u4"),
+        ("port", "u2"),  # UDP port of its node, host order
+        ("flags", "u2"),
+        ("reserved", "u4"),
+    ]
+)
+
+POLICY_RR: Final = 0
+POLICY_INSTANCE: Final = 1
+
+SERVICE: Final = np.dtype(
+    [
+        ("address_hi", "i8"),
+        ("address_lo", "i8"),  # ServiceIP: the key
+        ("choices", "u4"),  # first place in the choice list
+        ("count", "u4"),
+        ("ordinal", "u4"),  # stays the same while the ServiceIP lives: where a worker keeps its round-robin position
+        ("next", "u4"),
+        ("generation", "u4"),
+        ("policy", "u1"),
+        ("flags", "u1"),
+        ("reserved", "u2"),
+        ("reserved2", "i8", 3),
+    ]
+)
+
+# A place of a choice list: the namespace address of a backend. Weights are expressed by repetition.
+CHOICE: Final = np.dtype([("address_hi", "i8"), ("address_lo", "i8")])
+
+# A ServiceIP range: prefix words and mask words.
+RANGE: Final = np.dtype([("hi", "i8"), ("lo", "i8"), ("mask_hi", "i8"), ("mask_lo", "i8")])
+RANGES_MAX: Final = 16
+
+assert HOST.itemsize == SERVICE.itemsize == 64  # one cache line each
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many entries of each kind the tables hold."""
+
+    hosts: int = 65_536
+    services: int = 16_384
+    choices: int = 131_072
+
+
+Section = tuple[str, "np.dtype[np.void] | np.dtype[np.int64] | np.dtype[np.uint32]", int]
+
+
+def buckets_for(capacity: int) -> int:
+    """Power of two not below the capacity: at most one entry a bucket on average."""
+    return 1 << max(4, (capacity - 1).bit_length())
+
+
+def sections(capacity: Capacity) -> list[Section]:
+    """Name, type and length of each array of the tables, in the order in which they lie in memory."""
+    return [
+        ("header", np.dtype(np.int64), H_WORDS),
+        ("ranges", RANGE, RANGES_MAX),
+        ("host_buckets", np.dtype(np.uint32), buckets_for(capacity.hosts)),
+        ("hosts", HOST, capacity.hosts),
+        ("service_buckets", np.dtype(np.uint32), buckets_for(capacity.services)),
+        ("services", SERVICE, capacity.services),
+        ("choices", CHOICE, capacity.choices),
+    ]
+
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+def packed16(address: IPAddress) -> bytes:
+    """The 16 bytes of an address, IPv4 as IPv4-mapped."""
+    return _MAPPED + address.packed if address.version == 4 else address.packed
+
+
+def words(address: IPAddress | str) -> tuple[int, int]:
+    """The two table words of an address."""
+    if isinstance(address, str):
+        address = ipaddress.ip_address(address)
+    hi, lo = struct.unpack("=qq", packed16(address))
+    return hi, lo
+
+
+def address(hi: int, lo: int) -> IPAddress:
+    """The address of two table words: the reverse of :func:`words`."""
+    full = ipaddress.IPv6Address(struct.pack("=qq", hi, lo))
+    return full.ipv4_mapped or full
+
+
+def range_row(network: IPNetwork) -> tuple[int, int, int, int]:
+    """A network as prefix and mask words, IPv4 inside ``::ffff:0:0/96``."""
+    bits = network.prefixlen + (96 if network.version == 4 else 0)
+    mask = ((1 << bits) - 1) << (128 - bits)
+    mask_hi, mask_lo = struct.unpack("=qq", mask.to_bytes(16, "big"))
+    return (*words(network.network_address), mask_hi, mask_lo)

@@ -1,0 +1,237 @@
+"""The writer of the shared tables.
+
+``put_*`` and ``remove_*`` link and unlink entries, ``publish`` makes an epoch of them. Entries that were unlinked rest
+until every reader has started a batch after that epoch; see ``appliance.tables`` for why. A reader that died or sleeps
+announces ``ASLEEP`` and holds nothing up.
+
+Not thread-safe: one writer, one thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numba import njit
+
+from appliance.dataplane.native import release, store_release
+from appliance.tables import layout, segment
+from appliance.tables.buddy import Buddy
+from appliance.tables.layout import IPNetwork
+from appliance.tables.read import Tables, _find, mix
+
+ASLEEP = (1 << 63) - 1  # announced by a reader that holds no reference
+
+
+class TableFullError(Exception):
+    """A table has no room; the message names the table, its capacity and the configuration key."""
+
+
+@njit(cache=True)
+def _put(buckets, entries, mask, seed, rows, places, replaced):
+    """Link each row at its place; ``replaced`` gets the place whose entry it supersedes, or -1."""
+    for i in range(len(rows)):
+        hi, lo, place = rows[i].address_hi, rows[i].address_lo, places[i]
+        bucket = mix(hi, lo, seed) & mask
+        entries[place] = rows[i]
+        old = _find(buckets, entries, bucket, hi, lo)
+        replaced[i] = old
+        if old < 0:
+            entries[place].next = buckets[bucket]
+            store_release(buckets, bucket, place + 1)
+        else:
+            entries[place].next = entries[old].next
+            _relink(buckets, entries, bucket, old, place + 1)
+
+
+@njit
+def _relink(buckets, entries, bucket, old, link):
+    """Make whatever points at entry ``old`` point at ``link`` instead."""
+    at = np.int64(buckets[bucket])
+    if at == old + 1:
+        store_release(buckets, bucket, link)
+        return
+    while np.int64(entries[at - 1].next) != old + 1:
+        at = np.int64(entries[at - 1].next)
+    release()
+    entries[at - 1].next = link
+
+
+@njit(cache=True)
+def _remove(buckets, entries, mask, seed, hi, lo):
+    """Unlink the entry of an address; give its place, or -1."""
+    bucket = mix(hi, lo, seed) & mask
+    old = _find(buckets, entries, bucket, hi, lo)
+    if old >= 0:
+        _relink(buckets, entries, bucket, old, np.int64(entries[old].next))
+    return old
+
+
+class _Entries:
+    """Places of one hash table: which are free, and the links."""
+
+    def __init__(self, name: str, buckets: Any, entries: Any, mask: int, seed: int) -> None:
+        self.name, self._buckets, self._entries = name, buckets, entries
+        self._mask, self._seed = np.int64(mask), np.int64(seed)
+        self._free = list(range(len(entries) - 1, -1, -1))
+
+    def full(self) -> TableFullError:
+        """What to raise when there is no room."""
+        return TableFullError(f"tables.{self.name}: all {len(self._entries)} entries are in use or not yet free")
+
+    @property
+    def room(self) -> int:
+        """How many places are free."""
+        return len(self._free)
+
+    def put(self, rows: Any) -> list[int]:
+        """Insert or replace at most ``room`` rows; the places that fell out of use."""
+        count = len(rows)
+        places = np.array(self._free[-count:], dtype=np.int64)
+        del self._free[-count:]
+        replaced = np.empty(count, dtype=np.int64)
+        _put(self._buckets, self._entries, self._mask, self._seed, rows, places, replaced)
+        return [int(place) for place in replaced[replaced >= 0]]
+
+    def remove(self, hi: int, lo: int) -> list[int]:
+        """Unlink; the place that fell out of use, if there was one."""
+        place = int(_remove(self._buckets, self._entries, self._mask, self._seed, np.int64(hi), np.int64(lo)))
+        return [place] if place >= 0 else []
+
+    def free(self, places: list[int]) -> None:
+        """Take places back."""
+        self._free += places
+
+
+class Publisher:
+    """Creates the tables and is their only writer."""
+
+    def __init__(self, capacity: layout.Capacity, readers: Callable[[], Iterable[int]] = tuple) -> None:
+        """``readers`` gives the epochs that the readers announced, ``ASLEEP`` for those that hold nothing."""
+        self.capacity = capacity
+        self._readers = readers
+        self._fd = segment.create("edge-tables", layout.sections(capacity))
+        self._tables = Tables(**segment.arrays(self._fd, layout.sections(capacity), writable=True))
+        self._write_header()
+        seed = int(self._tables.header[layout.H_SEED])
+        masks = (int(self._tables.header[layout.H_HOST_MASK]), int(self._tables.header[layout.H_SERVICE_MASK]))
+        self._hosts = _Entries("hosts", self._tables.host_buckets, self._tables.hosts, masks[0], seed)
+        self._services = _Entries("services", self._tables.service_buckets, self._tables.services, masks[1], seed)
+        self._choices = Buddy(capacity.choices)
+        self._retired: deque[tuple[int, Callable[[list[int]], None], list[int]]] = deque()
+
+    def _write_header(self) -> None:
+        header = self._tables.header
+        header[layout.H_HOSTS], header[layout.H_SERVICES] = self.capacity.hosts, self.capacity.services
+        header[layout.H_HOST_MASK] = layout.buckets_for(self.capacity.hosts) - 1
+        header[layout.H_SERVICE_MASK] = layout.buckets_for(self.capacity.services) - 1
+        header[layout.H_CHOICES] = self.capacity.choices
+        header[layout.H_SEED] = np.frombuffer(os.urandom(8), dtype=np.int64)[0]
+        header[layout.H_VERSION], header[layout.H_EPOCH] = layout.VERSION, 1
+        header[layout.H_MAGIC] = layout.MAGIC
+
+    def descriptor(self) -> int:
+        """A new read-only descriptor of the tables, for a reader. The caller closes it."""
+        return segment.readonly(self._fd)
+
+    def set_ranges(self, networks: Iterable[IPNetwork]) -> None:
+        """Set the ServiceIP ranges; before the first reader attaches."""
+        rows = [layout.range_row(network) for network in networks]
+        if len(rows) > layout.RANGES_MAX:
+            raise TableFullError(f"network.services: expected at most {layout.RANGES_MAX} ranges, got {len(rows)}")
+        for i, row in enumerate(rows):
+            self._tables.ranges[i] = row
+        self._tables.header[layout.H_RANGES] = len(rows)
+
+    def put_hosts(self, rows: Any) -> None:
+        """Insert or replace hosts; ``rows``: an array of ``layout.HOST`` with different addresses.
+
+        Raises TableFullError; then the rows before the one that did not fit are in the table.
+        """
+        self._retire(self._hosts.free, [p for chunk in self._chunks(self._hosts, rows) for p in self._hosts.put(chunk)])
+
+    def remove_host(self, hi: int, lo: int) -> None:
+        """Remove a host, if it is there."""
+        self._retire(self._hosts.free, self._hosts.remove(hi, lo))
+
+    def put_services(self, rows: Any, choices: Sequence[Any]) -> None:
+        """Insert or replace ServiceIPs; ``choices``: for each row an array of ``layout.CHOICE``.
+
+        Raises TableFullError; then the rows before the one that did not fit are in the table.
+        """
+        for row, places in zip(rows, choices, strict=True):
+            row["choices"], row["count"] = self._place_choices(places), len(places)
+        for chunk in self._chunks(self._services, rows):
+            self._retire_services(self._services.put(chunk))
+
+    def remove_service(self, hi: int, lo: int) -> None:
+        """Remove a ServiceIP, if it is there."""
+        self._retire_services(self._services.remove(hi, lo))
+
+    def refuse_service(self) -> NoReturn:
+        """Raise what a full service table raises."""
+        raise self._services.full()
+
+    def _chunks(self, entries: _Entries, rows: Any) -> Iterator[Any]:
+        """Rows in portions that fit; what was retired before may be free after another epoch."""
+        at = 0
+        while at < len(rows):
+            if not entries.room:
+                self.publish()
+            if not entries.room:
+                raise entries.full()
+            chunk = rows[at : at + entries.room]
+            yield chunk
+            at += len(chunk)
+
+    def _place_choices(self, choices: Any) -> int:
+        try:
+            start = self._choices.allocate(max(1, len(choices)))
+        except MemoryError as error:
+            raise TableFullError(f"tables.backends: {error} of {self.capacity.choices}") from error
+        self._tables.choices[start : start + len(choices)] = choices
+        return start
+
+    def _retire_services(self, places: list[int]) -> None:
+        self._retire(self._free_choices, [int(start) for start in self._tables.services[places]["choices"]])
+        self._retire(self._services.free, places)
+
+    def _free_choices(self, starts: list[int]) -> None:
+        for start in starts:
+            self._choices.free(start)
+
+    def _retire(self, free: Callable[[list[int]], None], places: list[int]) -> None:
+        if places:
+            self._retired.append((self.epoch, free, places))
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch."""
+        return int(self._tables.header[layout.H_EPOCH])
+
+    def publish(self) -> int:
+        """Begin a new epoch, and free what no reader can hold any more. Gives the new epoch."""
+        store_epoch(self._tables.header, np.int64(self.epoch + 1))
+        self.reclaim()
+        return self.epoch
+
+    def reclaim(self) -> int:
+        """Free retired entries that no reader can hold; gives how many still rest."""
+        oldest = min(self._readers(), default=ASLEEP)
+        while self._retired and self._retired[0][0] < min(oldest, self.epoch):
+            _, free, places = self._retired.popleft()
+            free(places)
+        return sum(len(places) for _, _, places in self._retired)
+
+    def close(self) -> None:
+        """Give up the descriptor; mappings of readers stay valid."""
+        os.close(self._fd)
+
+
+@njit(cache=True)
+def store_epoch(header, epoch):
+    """Announce an epoch after all that was written before."""
+    store_release(header, layout.H_EPOCH, epoch)

@@ -1,0 +1,63 @@
+"""What a node knows (World) and what it did with one input (Outcome).
+
+The words that the oracle, the compiled path and the fixtures share. Addresses are text in their canonical
+spelling (RFC 5952).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+Address = IPv4Address | IPv6Address
+
+ROUND_ROBIN = "rr"
+
+MALFORMED = "malformed"
+FRAGMENT = "fragment"
+UNSUPPORTED_PROTOCOL = "unsupported-protocol"
+SPOOFED_SOURCE = "spoofed-source"
+NO_ROUTE = "no-route"
+UNKNOWN_SERVICE = "unknown-service"
+NO_INSTANCE = "no-instance"
+REVERSE_IN_USE = "reverse-in-use"
+NOT_LOCAL = "not-local"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A container on the overlay: its namespace address, its node, its instance IP of the same family."""
+
+    address: str
+    node: str
+    port: int
+    instance_ip: str | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """A ServiceIP and the namespace addresses behind it, in order; an instance IP has a single one."""
+
+    address: str
+    policy: str = ROUND_ROBIN
+    backends: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class World:
+    """One node: where peers send to, its host and service tables, the ranges that ServiceIPs come from."""
+
+    node: str
+    port: int
+    hosts: list[Host] = field(default_factory=list)
+    services: list[Service] = field(default_factory=list)
+    service_ranges: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """What came of one input: datagrams as (ip, port, payload), TUN writes as (virtio header, packet)."""
+
+    wire: list[tuple[str, int, bytes]] = field(default_factory=list)
+    tun: list[tuple[bytes, bytes]] = field(default_factory=list)
+    drops: dict[str, int] = field(default_factory=dict)

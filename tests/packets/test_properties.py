@@ -1,0 +1,194 @@
+"""What holds for any packet: both paths agree, what was right stays right, and nothing breaks the compiled path.
+
+Each property runs a fixed number of examples, so that all of them together stay well below a minute. A longer
+search multiplies that number: PACKET_EXAMPLES=20 pytest tests/packets
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from tests.dataplane.path import CompiledPath
+from tests.oracle.build import ACK, PSH
+from tests.oracle.compare import check_from_wire, comparable, pieces
+from tests.oracle.model import Outcome, World
+from tests.oracle.oracle import Oracle
+from tests.oracle.packet import DropError, read
+from tests.oracle.virtio import Vnet
+from tests.packets import fixture, strategies
+from tests.packets.fixture import Step, Tun, Wire
+from tests.packets.fixtures.coalesce import Stream
+from tests.packets.fixtures.tso import data, tso
+from tests.packets.fixtures.uso import uso
+from tests.packets.strategies import OWN, Answer, Move, Redial
+from tests.packets.test_fixtures import play
+from tests.packets.world import AWAY, FOUR, NEAR, SIX, WORLD
+
+FACTOR = int(os.environ.get("PACKET_EXAMPLES", "1"))
+
+
+def bounded(examples: int) -> settings:
+    """So many examples, without a deadline: the first call may compile."""
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    return settings(max_examples=examples * FACTOR, deadline=None, suppress_health_check=checks)
+
+
+@dataclass
+class Pair:
+    """Both paths of the same world; they get the same inputs and must answer alike."""
+
+    world: World
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        self.oracle = Oracle(self.world, self.start)
+        self.compiled = CompiledPath(self.world, rr_start=self.start)
+        self.seen: list[tuple[bytes, bool]] = []  # packet, delivered on this node
+        self.calls: list[tuple[bytes, bool]] = []  # packet, False: what was read from the TUN
+
+    def agree(self, given: Tun | Wire) -> Outcome:
+        """Both paths take the input and their outcomes compare equal; returns the compiled path's."""
+        step = Step(given, ())
+        expected, outcome = play(self.oracle, step), play(self.compiled, step)
+        assert comparable(outcome) == comparable(expected), given
+        if isinstance(given, Wire):
+            for vnet, data in outcome.tun:
+                check_from_wire(Vnet.unpack(vnet), data)
+        self.seen += [(data, False) for _, _, data in expected.wire] + [(data, True) for _, data in expected.tun]
+        if isinstance(given, Tun):
+            self.calls.append((given.packet, False))
+        for reason in expected.drops or ("passed",):
+            event(reason)
+        return outcome
+
+    def resolve(self, move: Move) -> Tun | Wire | None:
+        """The input that a move stands for; None if there is nothing to answer or to call again."""
+        if isinstance(move, Tun | Wire):
+            return move
+        before: list[tuple[bytes, bool]] = self.seen if isinstance(move, Answer) else self.calls
+        if not before:
+            return None
+        data, delivered = before[-1 - move.which % len(before)]
+        try:
+            packet = read(data)
+        except DropError:
+            return None
+        if isinstance(move, Redial):
+            return strategies.redialled(packet, move.dialled)
+        return strategies.answer_to(self.world, packet, delivered, move)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> tuple[World, int, list[Move]]:
+    """A world, where its round robin starts, and what happens in it."""
+    world = draw(strategies.worlds())
+    return world, draw(st.integers(0, 3)), draw(strategies.conversations(world))
+
+
+@bounded(300)
+@given(conversations())
+def test_paths_agree(case: tuple[World, int, list[Move]]) -> None:
+    """Any inputs one after the other: the oracle and the compiled path do the same."""
+    world, start, moves = case
+    pair = Pair(world, start)
+    for move in moves:
+        if (step := pair.resolve(move)) is not None:
+            pair.agree(step)
+
+
+@st.composite
+def trains(draw: st.DrawFn) -> tuple[World, list[Wire]]:
+    """A world and trains from the underlay."""
+    world = draw(strategies.worlds())
+    return world, draw(st.lists(strategies.make_trains(world), min_size=1, max_size=3))
+
+
+@bounded(300)
+@given(trains())
+def test_trains_agree(case: tuple[World, list[Wire]]) -> None:
+    """Trains of mixed flows arrive as their packets, merged only where the rules allow it."""
+    world, given_trains = case
+    pair = Pair(world)
+    for train in given_trains:
+        outcome = pair.agree(train)
+        event(f"merged {sum(len(pieces(Vnet.unpack(v), data)) > 1 for v, data in outcome.tun) > 0}")
+
+
+@st.composite
+def sound_packets(draw: st.DrawFn) -> tuple[World, bytes, bool]:
+    """A world and a packet with valid checksums, from a container (True) or from the underlay."""
+    world = draw(strategies.worlds())
+    outward = draw(st.booleans())
+    return world, draw(strategies.packets(world, outward=outward).filter(_all_valid)), outward
+
+
+def _all_valid(data: bytes) -> bool:
+    packet = read(data)
+    return packet.header_valid and (packet.transport_valid or not packet.has_checksum)
+
+
+@bounded(200)
+@given(sound_packets())
+def test_valid_checksums_stay_valid(case: tuple[World, bytes, bool]) -> None:
+    """A packet whose checksums are valid comes out with valid checksums."""
+    world, data, outward = case
+    path = CompiledPath(world)
+    outcome = path.from_tun(Vnet().pack(), data) if outward else path.from_wire(OWN, data)
+    assert all(_all_valid(packet) for _, _, packet in outcome.wire)
+    assert all(_all_valid(packet) for vnet, written in outcome.tun for packet in pieces(Vnet.unpack(vnet), written))
+
+
+NOISE_WORLD = World(*OWN)
+
+
+@bounded(300)
+@given(st.binary(max_size=120), st.binary(min_size=10, max_size=10), st.integers(0, 130), st.booleans())
+def test_noise_breaks_nothing(noise: bytes, vnet: bytes, segment: int, outward: bool) -> None:
+    """Any bytes from either side are dropped or passed as the oracle says."""
+    Pair(NOISE_WORLD).agree(Tun(noise, vnet) if outward else Wire(noise, segment))
+
+
+FAMILY = st.sampled_from([FOUR, SIX])
+
+
+@bounded(40)
+@given(
+    FAMILY,
+    st.booleans(),
+    st.sampled_from([536, 1380, 9000, 60000]),
+    st.integers(0, 65000),
+    st.integers(0, 10),
+)
+def test_large_super_packets_agree(family: int, stream: bool, size: int, length: int, options: int) -> None:
+    """Super-packets of up to 64 KiB are cut as the oracle cuts them, for another node and for this one."""
+    pair = Pair(WORLD)
+    payload = data(length)
+    for dialled in (AWAY, NEAR):
+        if stream:
+            pair.agree(tso(family, payload, size, dialled=dialled, options=b"\1" * 4 * options))
+        else:
+            pair.agree(uso(family, payload, size, dialled=dialled))
+
+
+@bounded(40)
+@given(
+    FAMILY,
+    st.sampled_from([100, 536, 1452, 8000]),
+    st.integers(1, 60000),
+    st.lists(st.integers(0, 63), max_size=3),
+)
+def test_large_trains_agree(family: int, size: int, total: int, pushes: list[int]) -> None:
+    """Trains of up to 64 KiB arrive whole, whichever packets end a run."""
+    stream = Stream(family)
+    starts = range(0, total, size)
+    packets = [
+        stream.packet(min(size, total - start), flags=ACK | PSH if index in pushes else ACK)
+        for index, start in enumerate(starts)
+    ]
+    while sum(map(len, packets)) > 65507:  # what one UDP datagram can carry, RFC 768
+        packets.pop()
+    Pair(WORLD).agree(fixture.train(*packets))
