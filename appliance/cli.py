@@ -1,0 +1,320 @@
+"""The command `appliance`.
+
+Only the configuration model and click are imported here: a command that needs the supervisor, the
+lab, rich or an HTTP client imports it when it runs, so that `appliance config` and `--help` stay
+quick on a gateway's CPU (a test holds them to it).
+
+Results go to standard output, as text or with --json as one JSON document. What goes wrong is one
+line on standard error and exit status 1; a wrong command line is status 2.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from appliance import __version__
+from appliance.config import DEFAULT_PATH, Config, ConfigError, load
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from appliance.client import Client
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Deferred(click.Command):
+    """A subcommand that lives in another module, which is imported when it is called and not for `--help`."""
+
+    def __init__(self, name: str, target: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self._target = target
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the real command, which click then invokes."""
+        module, attribute = self._target.split(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command.make_context(info_name, args, parent, **extra)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turns an expected failure into its sentence on standard error and exit status 1."""
+    from appliance.client import ApiError
+
+    try:
+        yield
+    except ConfigError as error:
+        click.echo(error, err=True)
+    except ApiError as error:
+        sentence = " ".join(str(error).split())
+        click.echo(f"appliance: {sentence}", err=True)
+    else:
+        return
+    sys.exit(1)
+
+
+def emit(data: object, as_json: bool, text: Callable[[], "RenderableType"]) -> None:
+    """Prints data as JSON, or the text that `text` makes of it: a string, or something for rich."""
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+        return
+    made = text()
+    if isinstance(made, str):
+        click.echo(made)
+    else:
+        from appliance.screens import show
+
+        show(made)
+
+
+def json_option(command: Command) -> Command:
+    """--json"""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def config_option(command: Command) -> Command:
+    """-c FILE"""
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        default=DEFAULT_PATH,
+        show_default=True,
+        help="Configuration file.",
+    )(command)
+
+
+def socket_option(command: Command) -> Command:
+    """--socket PATH"""
+    return click.option(
+        "--socket",
+        type=click.Path(path_type=Path),
+        envvar="APPLIANCE_SOCKET",
+        show_envvar=True,
+        help=f"Socket of the local API.  [default: api.socket of {DEFAULT_PATH}]",
+    )(command)
+
+
+def instance_options(command: Command) -> Command:
+    """--service JOB --instance N"""
+    command = click.option("--instance", type=click.IntRange(min=0), required=True, help="Instance number.")(command)
+    return click.option("--service", required=True, help="Job name: app.namespace.service.namespace.")(command)
+
+
+def client(socket: Path | None) -> "Client":
+    """A client of the API at a socket, or at the one that this node's configuration names."""
+    from appliance.client import Client
+
+    return Client(socket or _configured_socket())
+
+
+def _configured_socket() -> Path:
+    """The default file's api.socket. A file that is missing or wrong must not hide a running appliance."""
+    try:
+        return load(DEFAULT_PATH).api.socket
+    except ConfigError:
+        return Config().api.socket
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Edge appliance: joins the containers of all nodes into one service network."""
+
+
+main.add_command(Deferred("lab", "appliance.lab.cli:lab", "A network of several nodes on this machine."))
+for _name, _help in (
+    ("cluster", "The cluster service manager: subnets, services, and who needs to know of them."),
+    ("deploy", "Deploy the services that FILE describes, or change them to what it says."),
+    ("undeploy", "Remove a service from the cluster."),
+    ("services", "Show the cluster's services with their addresses and instances."),
+):
+    main.add_command(Deferred(_name, f"appliance.cluster.manager.cli:{_name}", _help))
+
+
+@main.command()
+@config_option
+def run(config_path: Path) -> None:
+    """Run the appliance on this node until it is told to stop."""
+    with one_line():
+        config = load(config_path)
+    from appliance.supervisor.main import run as supervise
+
+    sys.exit(supervise(config, config_path))
+
+
+@main.command()
+@config_option
+def warm(config_path: Path) -> None:
+    """Compile the packet path into paths.cache, so that the workers start at once."""
+    with one_line():
+        config = load(config_path)
+    from appliance.supervisor.warm import warm as compile_all
+
+    click.echo(f"compiled in {compile_all(config):.1f} s")
+
+
+@main.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Print the versions of the appliance and of what it stands on."""
+    import platform
+    from importlib.metadata import version as version_of
+
+    libraries = {name: version_of(name) for name in ("numba", "numpy", "pyroute2", "uvloop")}
+    data = {
+        "appliance": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        **libraries,
+    }
+    emit(data, as_json, lambda: "\n".join(f"{name} {value}" for name, value in data.items()))
+
+
+# --- appliance config ---------------------------------------------------------------------------
+
+
+@main.group()
+def config() -> None:
+    """Check, show and explain the configuration file."""
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_PATH)
+@click.option("--cpus", type=click.IntRange(min=1), help="CPUs of the machine that the file is for.")
+@json_option
+def check(file: Path, cpus: int | None, as_json: bool) -> None:
+    """Check FILE. Each thing wrong is a line FILE:LINE: key: expected …, got …"""
+    try:
+        load(file, cpus)
+    except ConfigError as error:
+        problems, lines = [asdict(it) for it in error.problems], str(error)
+        emit({"ok": False, "problems": problems}, as_json, lambda: lines)
+        sys.exit(1)
+    emit({"ok": True, "problems": []}, as_json, lambda: "ok")
+
+
+@config.command("show")
+@config_option
+@json_option
+def show_config(config_path: Path, as_json: bool) -> None:
+    """Print the configuration that FILE means, defaults included."""
+    from appliance.config_text import in_force
+
+    with one_line():
+        config = load(config_path)
+    emit(config.model_dump(mode="json"), as_json, lambda: in_force(config).rstrip())
+
+
+@config.command("schema")
+def print_schema() -> None:
+    """Print the JSON schema of the configuration file."""
+    from appliance.config_text import schema
+
+    click.echo(json.dumps(schema(), indent=2))
+
+
+@config.command("example")
+def print_example() -> None:
+    """Print a configuration file with every key explained, at its default."""
+    from appliance.config_text import example
+
+    click.echo(example(), nl=False)
+
+
+# --- A running appliance ------------------------------------------------------------------------
+
+
+@main.command()
+@instance_options
+@click.option("--netns", help="Name of the network namespace (ip netns).")
+@click.option("--pid", type=click.IntRange(min=1), help="A process in the network namespace.")
+@click.option("--path", help="File of the network namespace, such as /proc/123/ns/net.")
+@socket_option
+@json_option
+def attach(
+    service: str,
+    instance: int,
+    netns: str | None,
+    pid: int | None,
+    path: str | None,
+    socket: Path | None,
+    as_json: bool,
+) -> None:
+    """Join a container's network namespace to the service network."""
+    given = {name: it for name, it in {"netns": netns, "pid": pid, "path": path}.items() if it is not None}
+    if len(given) != 1:
+        raise click.UsageError("expected exactly one of --netns, --pid and --path")
+    with one_line():
+        attachment = client(socket).attach(service, instance, given)
+    emit(attachment, as_json, lambda: _fields(attachment))
+
+
+@main.command()
+@instance_options
+@socket_option
+def detach(service: str, instance: int, socket: Path | None) -> None:
+    """Take a container out of the service network again."""
+    with one_line():
+        client(socket).detach(service, instance)
+
+
+@main.command()
+@socket_option
+@json_option
+def status(socket: Path | None, as_json: bool) -> None:
+    """Show node, workers, offloads and tables."""
+    with one_line():
+        data = client(socket).status()
+    from appliance import screens
+
+    emit(data, as_json, lambda: screens.status(data))
+
+
+@main.command()
+@socket_option
+@json_option
+def flows(socket: Path | None, as_json: bool) -> None:
+    """Show the live flows of all workers."""
+    with one_line():
+        data = client(socket).flows()
+    from appliance import screens
+
+    emit({"flows": data}, as_json, lambda: screens.flows(data))
+
+
+@main.command()
+@socket_option
+@json_option
+def attachments(socket: Path | None, as_json: bool) -> None:
+    """Show the containers that are attached to this node."""
+    with one_line():
+        data = client(socket).attachments()
+    from appliance import screens
+
+    emit({"attachments": data}, as_json, lambda: screens.attachments(data))
+
+
+@main.command()
+@socket_option
+@json_option
+def reload(socket: Path | None, as_json: bool) -> None:
+    """Apply the configuration file's reloadable keys and the static tables."""
+    with one_line():
+        changed = client(socket).reload()
+    emit({"changed": changed}, as_json, lambda: "\n".join(changed) or "nothing changed")
+
+
+def _fields(data: dict[str, Any]) -> str:
+    """One `name value` line for each field that has a value."""
+    return "\n".join(f"{name} {value}" for name, value in data.items() if value not in (None, ""))

@@ -1,0 +1,100 @@
+"""A client of the local API: one HTTP/1.1 request over the unix socket, one answer or one sentence."""
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+TIMEOUT = 30.0
+"""Seconds for one request. An attachment waits for namespaces and links, a reload for tables."""
+
+
+class ApiError(Exception):
+    """No useful answer; `str()` is one sentence for the operator."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket. The host name is only what HTTP/1.1 demands in a header."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connects to the socket's path. Raises OSError."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """The API at one socket. Each method is one request and raises ApiError."""
+
+    def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
+        self._path = path
+        self._timeout = timeout
+
+    def status(self) -> dict[str, Any]:
+        """Node, workers with counters, offloads, tables."""
+        return self._request("GET", "/v1/status")
+
+    def flows(self) -> list[dict[str, Any]]:
+        """Live flows of all workers."""
+        return list(self._request("GET", "/v1/flows")["flows"])
+
+    def reload(self) -> list[str]:
+        """Applies the configuration file and the static tables; the keys that changed."""
+        return list(self._request("POST", "/v1/reload")["changed"])
+
+    def attachments(self) -> list[dict[str, Any]]:
+        """The containers that are attached."""
+        return list(self._request("GET", "/v1/attachments")["attachments"])
+
+    def attach(self, service: str, instance: int, namespace: dict[str, str | int]) -> dict[str, Any]:
+        """Joins a namespace (`{"netns": …}`, `{"pid": …}` or `{"path": …}`); its interface and addresses."""
+        body = {"service": service, "instance": instance, **namespace}
+        return self._request("POST", "/v1/attachments", body)
+
+    def detach(self, service: str, instance: int) -> None:
+        """Undoes an attachment."""
+        self._request("DELETE", f"/v1/attachments/{quote(service, safe='')}/{instance}")
+
+    def _request(self, method: str, target: str, body: object = None) -> dict[str, Any]:
+        connection = _UnixConnection(self._path, self._timeout)
+        try:
+            payload = None if body is None else json.dumps(body).encode()
+            headers = {} if body is None else {"Content-Type": "application/json"}
+            connection.request(method, target, payload, headers)
+            response = connection.getresponse()
+            return self._answer(response.status, response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(self._sentence(error)) from error
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, raw: bytes) -> dict[str, Any]:
+        """The JSON object of an answer; an error's own words if it is one."""
+        try:
+            data = json.loads(raw or b"{}")
+        except ValueError:
+            raise ApiError(f"{self._path}: expected JSON, got {raw[:60]!r} (status {status})") from None
+        if status >= http.client.BAD_REQUEST:
+            raise ApiError(str(data.get("error", f"status {status}")) if isinstance(data, dict) else str(data))
+        if not isinstance(data, dict):
+            raise ApiError(f"{self._path}: expected a JSON object, got {type(data).__name__}")
+        return data
+
+    def _sentence(self, error: Exception) -> str:
+        """What an operator can do about a request that got no answer."""
+        match error:
+            case FileNotFoundError():
+                return f"no socket {self._path}: the appliance is not running, or --socket names another"
+            case ConnectionRefusedError():
+                return f"nobody listens at {self._path}: the appliance is not running"
+            case PermissionError():
+                return f"no permission for {self._path}: expected root or a member of api.group"
+            case TimeoutError():
+                return f"no answer from {self._path} within {self._timeout:g} s"
+        return f"{self._path}: {error or type(error).__name__}"

@@ -1,0 +1,9 @@
+"""What the environment raises."""
+
+
+class EnvironmentError_(Exception):  # noqa: N801, N818 -- EnvironmentError is a builtin
+    """The environment is not as wanted; the message names what, and what was expected or refused."""
+
+
+class AddressesExhausted(EnvironmentError_):
+    """No subnet of a family has an address to give out now."""

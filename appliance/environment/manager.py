@@ -1,0 +1,188 @@
+"""The environment of one node: what the supervisor asks for, made and kept.
+
+Theory of operation
+-------------------
+*Owns* the addresses of this node's subnets and the list of attachments; in the kernel the bridge, our
+routes into the TUN link, and one pair of links a container. The TUN link itself is its opener's.
+*Read and written* by the supervisor's event loop alone, so nothing here is locked against threads. The
+work on the kernel runs apart, one thread an operation (`namespace.apart`), at most `OPERATIONS_MAX` at
+once: it takes values and returns values.
+
+An operation observes, plans and carries out (`work`). What is wanted is known from the configuration and
+the call; what is there is read from the kernel, never remembered. Hence:
+
+- every call may be repeated, and does only what is missing;
+- the last command of an attachment commits it (`attachment.Record`). If a command fails, the link is
+  removed again, and with it whatever was made on it; a loopback link that was switched on stays on. If
+  the process dies instead, the first `converge` of the next one removes the links without a record and
+  adopts those with one: their containers notice nothing;
+- a caller that is cancelled stops waiting, not the operation: it ends, and is accounted for.
+
+Operations on one attachment, or in one container, wait for each other; others do not.
+
+A container that is gone takes its link with it. `converge` notices, forgets the attachment and lets its
+addresses rest; it never attaches by itself, as a process number may have become another container's.
+
+`fault_point` is called after each command that was carried out, in the operation's thread. It does
+nothing, unless a test makes it raise, or kill the process.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+from appliance.config import Config
+from appliance.environment import names, work
+from appliance.environment.addresses import IPNetwork, gateway_of
+from appliance.environment.attachment import Attachment, NetnsRef, check_key
+from appliance.environment.book import Book
+from appliance.environment.namespace import Namespace, apart
+from appliance.environment.plan import Command, NodeWanted
+from appliance.environment.work import FaultPoint
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+OPERATIONS_MAX: Final = 16
+"""The kernel changes links one at a time; a few more operations hide the latency of the rest."""
+
+
+def subnets_of(config: Config) -> tuple[IPNetwork, ...]:
+    """The subnets of this node's containers."""
+    both = (config.network.subnet_v4, config.network.subnet_v6)
+    return tuple(subnet for subnet in both if subnet != "")
+
+
+def node_wanted(config: Config) -> NodeWanted:
+    """What a configuration wants of the node."""
+    network = config.network
+    return NodeWanted(
+        bridge=network.bridge,
+        tun=network.tun,
+        mtu=config.tunnel.mtu,
+        txqueuelen=network.txqueuelen,
+        gateways=tuple(gateway_of(subnet) for subnet in subnets_of(config)),
+        overlay=tuple(network.overlay),
+    )
+
+
+class EnvironmentManager:
+    """See the module's theory of operation. To be used within one running event loop."""
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        self.fault_point: FaultPoint = _no_fault
+        self._wanted = node_wanted(config)
+        self._book = Book(subnets_of(config), clock)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._slots = asyncio.Semaphore(OPERATIONS_MAX)
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def attachments(self) -> list[Attachment]:
+        """Every container on the bridge, by service and instance."""
+        return sorted(self._book.attachments.values(), key=lambda it: (it.service, it.instance))
+
+    async def converge(self) -> None:
+        """Makes the node as configured, whatever state it is in; the first call adopts what a previous
+        process attached. Raises EnvironmentError_: what was done until then stays, the next call goes on.
+        """
+        await self._to_the_end(self._converge())
+
+    async def attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
+        """Puts a container on the bridge; repeats and repairs are no error. An instance that was in
+        another container moves, with its addresses.
+
+        Raises EnvironmentError_, AddressesExhausted among them: then nothing of this attachment is left.
+        """
+        check_key(service, instance)
+        return await self._to_the_end(self._attach(service, instance, netns))
+
+    async def detach(self, service: str, instance: int) -> bool:
+        """Takes a container off the bridge; False if it was not on it. Its addresses rest from now.
+
+        Raises EnvironmentError_: then it is still attached.
+        """
+        return await self._to_the_end(self._detach(names.veth_name(service, instance)))
+
+    async def remove(self) -> None:
+        """Takes away all that was made here and nothing else. Raises EnvironmentError_ as converge does."""
+        await self._to_the_end(self._remove())
+
+    async def close(self) -> None:
+        """Waits for the operations under way. The environment stays; no handle is open between operations."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _converge(self) -> None:
+        async with self._lock("converge"):
+            known = dict(self._book.attachments)
+            links = await self._apart(lambda: work.converge(self._wanted, self.fault_point))
+            if not self._book.is_open:
+                self._book.adopt(links)
+            present = {link.name for link in links}
+            for name in known.keys() - present:
+                await self._forget(name)
+            for name in present - self._book.attachments.keys():
+                await self._remove_leftover(name)
+
+    async def _forget(self, name: str) -> None:
+        """Drops an attachment whose link is gone, unless that has changed in the meantime."""
+        async with self._lock(name):
+            if name in self._book.attachments and await self._apart(lambda: work.veth(name)) is None:
+                lost = self._book.drop(name)
+                log.warning("lost service=%s instance=%d: its link is gone", lost.service, lost.instance)
+
+    async def _remove_leftover(self, name: str) -> None:
+        """Removes a link that belongs to no attachment, unless that has changed in the meantime."""
+        async with self._lock(name):
+            if name not in self._book.attachments:
+                await self._apart(lambda: work.detach(name, self.fault_point))
+                log.warning("removed link=%s: it belongs to no attachment", name)
+
+    async def _attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
+        name, started = names.veth_name(service, instance), time.monotonic()
+        with Namespace.open(netns) as namespace:
+            async with self._lock(name), self._lock(f"netns {namespace.inode}"):
+                with self._book.placing(service, instance, netns) as placement:
+                    interface = await self._apart(
+                        lambda: work.attach(self._wanted, placement, namespace, self.fault_point)
+                    )
+                    attachment = self._book.enter(placement, interface)
+        took = (time.monotonic() - started) * 1000
+        log.info("attached service=%s instance=%d link=%s ms=%.1f", service, instance, name, took)
+        return attachment
+
+    async def _detach(self, name: str) -> bool:
+        async with self._lock(name):
+            if name not in self._book.attachments:
+                return False
+            await self._apart(lambda: work.detach(name, self.fault_point))
+            gone = self._book.drop(name)
+        log.info("detached service=%s instance=%d link=%s", gone.service, gone.instance, name)
+        return True
+
+    async def _remove(self) -> None:
+        async with self._lock("converge"):
+            for name in list(self._book.attachments):
+                await self._detach(name)
+            await self._apart(lambda: work.remove(self._wanted, self.fault_point))
+
+    def _lock(self, key: str) -> asyncio.Lock:
+        """The lock of a key, which exists as long as somebody holds it or waits for it."""
+        return self._locks.setdefault(key, asyncio.Lock())
+
+    async def _apart(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with self._slots:
+            return await apart(operation)
+
+    async def _to_the_end(self, operation: Coroutine[Any, Any, T]) -> T:
+        """The result of an operation that goes on if its caller is cancelled."""
+        task = asyncio.ensure_future(operation)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+
+def _no_fault(_: Command) -> None:
+    """Nothing goes wrong on purpose."""

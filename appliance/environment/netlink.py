@@ -1,0 +1,336 @@
+"""The kernel as seen from one network namespace, and the executor of commands.
+
+Theory of operation
+-------------------
+A `Kernel` owns one netlink socket, opened in its namespace, and nothing else; it lives no longer than the
+operation it is opened for. `Executor` carries out one command at a time in the namespace that the command
+names; where the kernel refuses, EnvironmentError_ says which command, and why.
+
+Kept in mind about pyroute2 and rtnetlink:
+- one socket carries one dump at a time (EBUSY otherwise): an operation asks in sequence, and operations
+  do not share sockets;
+- pyroute2 filters a dump in Python, unless `dump_filter` is given, which lets the attributes through to
+  the kernel's own filter (NETLINK_GET_STRICT_CHK); the results are checked here all the same;
+- a dump that changed under way is flagged (NLM_F_DUMP_INTR), which pyroute2 does not look at: it is
+  repeated here, at most `DUMP_ATTEMPTS` times;
+- `netns=` of AsyncIPRoute forks a process, and makes the namespace if there is none: not used.
+"""
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+from typing import Any, Final, assert_never
+
+from pyroute2 import AsyncIPRoute, NetlinkError
+from pyroute2.ethtool.ioctl import IoctlEthtool
+from pyroute2.netlink import NLM_F_DUMP_INTR
+
+from appliance.environment import plan
+from appliance.environment.addresses import IPInterface, IPNetwork, default_route
+from appliance.environment.errors import EnvironmentError_
+from appliance.environment.namespace import Namespace
+from appliance.environment.plan import Command, Link, Place
+
+SYSCTL_ROOT: Final = Path("/proc/sys")
+DUMP_ATTEMPTS: Final = 20
+"""Other programs change links too; a dump takes milliseconds, so that 20 misses mean something is wrong."""
+
+_MAIN_TABLE: Final = 254
+_SKIP_STATS: Final = 1 << 3  # RTEXT_FILTER_SKIP_STATS: half of a link's description, unused here
+_NODAD: Final = 0x02  # IFA_F_NODAD
+_UP: Final = 0x1  # IFF_UP
+_UNIVERSE_SCOPE: Final = 0  # RT_SCOPE_UNIVERSE
+_LINK_SCOPE: Final = 253  # RT_SCOPE_LINK
+_GRO: Final = "generic-receive-offload"
+_REASONS: Final = {
+    errno.EXFULL: "the bridge has 1023 ports already, the kernel's limit",
+    errno.ENODEV: "no such link",
+}
+
+Message = Mapping[str, Any]
+"""A netlink message as pyroute2 has it: fields and attributes by name."""
+
+
+class Kernel:
+    """Links, addresses, routes and sysctls of one namespace. Only inside `namespace.apart`."""
+
+    def __init__(self, ipr: AsyncIPRoute, namespace: Namespace | None) -> None:
+        self.ipr = ipr
+        self._namespace = namespace
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, namespace: Namespace | None = None) -> AsyncIterator["Kernel"]:
+        """The kernel in a namespace, by default the calling thread's. What it refuses in the body comes
+        out as EnvironmentError_."""
+        try:
+            with nullcontext() if namespace is None else namespace.entered():
+                ipr = AsyncIPRoute(ext_ack=True, strict_check=True)
+                ipr.fileno()  # the socket opens at its first use: that is to be here
+            async with ipr:
+                await ipr.setup_endpoint()
+                yield cls(ipr, namespace)
+        except (NetlinkError, OSError) as error:
+            raise EnvironmentError_(f"kernel: {reason(error)}") from error
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The calling thread is in this namespace."""
+        with nullcontext() if self._namespace is None else self._namespace.entered():
+            yield
+
+    async def links(self, **filters: Any) -> list[Link]:
+        """All links, or those that the kernel selects."""
+        messages = await self._dump(self.ipr.link, ext_mask=_SKIP_STATS, **filters)
+        return [_link(message) for message in messages]
+
+    async def veths(self) -> list[Link]:
+        """The links that are one end of a pair."""
+        links = await self.links(linkinfo={"attrs": [["IFLA_INFO_KIND", "veth"]]})
+        return [link for link in links if link.kind == "veth"]
+
+    async def link(self, name: str) -> Link | None:
+        """One link, None if there is none of that name."""
+        try:
+            (message,) = await self.ipr.link("get", ifname=name, ext_mask=_SKIP_STATS)
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return None
+            raise
+        return _link(message)
+
+    async def index(self, name: str) -> int:
+        """A link's index. Raises NetlinkError (ENODEV)."""
+        (message,) = await self.ipr.link("get", ifname=name, ext_mask=_SKIP_STATS)
+        return int(message["index"])
+
+    async def addresses(self, index: int) -> frozenset[IPInterface]:
+        """A link's addresses, without link-local ones."""
+        messages = await self._dump(self.ipr.addr, index=index)
+        mine = (it for it in messages if it["index"] == index and it["scope"] != _LINK_SCOPE)
+        return frozenset(ip_interface(f"{_address(it)}/{it['prefixlen']}") for it in mine)
+
+    async def routes(self, version: int, **filters: Any) -> list[Message]:
+        """The main table's routes of an IP version, or those that the kernel selects."""
+        family = AF_INET if version == 4 else AF_INET6
+        messages = await self._dump(self.ipr.route, family=family, table=_MAIN_TABLE, **filters)
+        return [it for it in messages if it["family"] == family and it.get("table") == _MAIN_TABLE]
+
+    async def namespace_id(self, namespace: Namespace) -> int | None:
+        """The number by which this namespace knows another one, None if it does not."""
+        answer = await self.ipr.get_netnsid(fd=namespace.fd)
+        number = None if answer is None else answer["nsid"]
+        return None if number is None or number == 0xFFFFFFFF or number < 0 else int(number)
+
+    def sysctl(self, path: str) -> str | None:
+        """A value below /proc/sys, None if there is none."""
+        try:
+            with self.entered():
+                return (SYSCTL_ROOT / path).read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def sysctls(self, paths: Iterable[str]) -> dict[str, str]:
+        """Those of the values that exist."""
+        values = ((path, self.sysctl(path)) for path in paths)
+        return {path: value for path, value in values if value is not None}
+
+    def set_sysctl(self, path: str, value: str) -> None:
+        """Writes a value below /proc/sys. Raises OSError."""
+        with self.entered(), (SYSCTL_ROOT / path).open("w") as file:
+            file.write(value)
+
+    def has_ipv6(self) -> bool:
+        """Whether the kernel was started with IPv6."""
+        return (SYSCTL_ROOT / "net/ipv6/conf/all").is_dir()
+
+    def ipv6_links(self) -> list[str]:
+        """Names of the links that IPv6 knows."""
+        with self.entered():
+            directories = [path.name for path in (SYSCTL_ROOT / "net/ipv6/conf").iterdir()]
+        return sorted(set(directories) - {"all", "default"})
+
+    def gro(self, link: str) -> bool:
+        """Whether a link joins the segments that it receives. Raises OSError."""
+        with self.entered(), _ethtool(link) as device:
+            return bool(device.get_offload_flags()[_GRO])
+
+    def enable_gro(self, link: str) -> None:
+        """Makes a link join the segments that it receives. Raises OSError."""
+        with self.entered(), _ethtool(link) as device:
+            device.set_offload_flag(_GRO, 1)
+
+    async def _dump(self, request: Callable[..., Awaitable[Any]], **query: Any) -> list[Message]:
+        for _ in range(DUMP_ATTEMPTS):
+            try:
+                messages = [it async for it in await request("dump", dump_filter=_everything, **query)]
+            except NetlinkError as error:
+                if error.code != errno.ENOENT:  # the main table, before the first route
+                    raise
+                return []
+            if not any(it["header"]["flags"] & NLM_F_DUMP_INTR for it in messages):
+                return messages
+        raise EnvironmentError_(f"netlink: expected a dump without changes within {DUMP_ATTEMPTS} attempts")
+
+
+class Executor:
+    """Carries out commands, each in the namespace that it names."""
+
+    def __init__(self, node: Kernel, container: Kernel | None = None, namespace: Namespace | None = None) -> None:
+        self._node = node
+        self._container = container
+        self._namespace = namespace
+
+    async def carry_out(self, command: Command) -> None:
+        """Raises EnvironmentError_ if the kernel refuses."""
+        try:
+            await self._dispatch(command)
+        except (NetlinkError, OSError) as error:
+            raise EnvironmentError_(f"{plan.describe(command)}: {reason(error)}") from error
+
+    async def _dispatch(self, command: Command) -> None:
+        node = self._node
+        match command:
+            case plan.CreateBridge(link, mac):
+                await node.ipr.link("add", ifname=link, kind="bridge", address=mac, group=plan.LINK_GROUP)
+            case plan.CreateVeth():
+                await self._create_veth(command)
+            case plan.DeleteLink(link):
+                await self._delete(link)
+            case plan.SetMtu(place, link, mtu):
+                await self._set(place, link, mtu=mtu)
+            case plan.SetTxQueueLength(link, packets):
+                await self._set(Place.NODE, link, txqlen=packets)
+            case plan.SetMaster(link, bridge):
+                await self._set(Place.NODE, link, master=await node.index(bridge))
+            case plan.SetUp(place, link):
+                await self._set(place, link, state="up")
+            case plan.EnableGro(link):
+                node.enable_gro(link)
+            case plan.SetRecord(link, record):
+                await self._set(Place.NODE, link, ifalias=record)
+            case plan.AddAddress(place, link, interface):
+                await self._address("add", place, link, interface)
+            case plan.RemoveAddress(link, interface):
+                await self._address("del", Place.NODE, link, interface)
+            case plan.AddRoute(place, link, destination, gateway):
+                via = {} if gateway is None else {"gateway": str(gateway)}
+                await self._route("add", place, link, destination, **via)
+            case plan.RemoveRoute(link, destination):
+                await self._route("del", Place.NODE, link, destination)
+            case plan.SetSysctl(place, path, value):
+                self._kernel(place).set_sysctl(path, value)
+            case _:
+                assert_never(command)
+
+    def _kernel(self, place: Place) -> Kernel:
+        kernel = self._node if place is Place.NODE else self._container
+        assert kernel is not None, f"a command for the {place} in a plan without one"
+        return kernel
+
+    async def _create_veth(self, command: plan.CreateVeth) -> None:
+        """One request makes both ends, each where it belongs: neither is ever seen anywhere else."""
+        assert self._namespace is not None
+        peer = {
+            "ifname": command.peer,
+            "net_ns_fd": self._namespace.fd,
+            "address": command.mac,
+            "mtu": command.mtu,
+            "gso_max_size": plan.super_packet_max(command.mtu),
+        }
+        await self._node.ipr.link(
+            "add",
+            ifname=command.link,
+            kind="veth",
+            master=await self._node.index(command.bridge),
+            mtu=command.mtu,
+            group=plan.LINK_GROUP,
+            peer=peer,
+        )
+
+    async def _delete(self, link: str) -> None:
+        try:
+            await self._node.ipr.link("del", ifname=link)
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+
+    async def _set(self, place: Place, link: str, **values: Any) -> None:
+        kernel = self._kernel(place)
+        await kernel.ipr.link("set", index=await kernel.index(link), **values)
+
+    async def _address(self, verb: str, place: Place, link: str, interface: IPInterface) -> None:
+        kernel = self._kernel(place)
+        flags = {"flags": _NODAD} if interface.version == 6 and verb == "add" else {}
+        await kernel.ipr.addr(
+            verb,
+            index=await kernel.index(link),
+            address=str(interface.ip),
+            prefixlen=interface.network.prefixlen,
+            **flags,
+        )
+
+    async def _route(self, verb: str, place: Place, link: str, destination: IPNetwork, **more: str) -> None:
+        kernel = self._kernel(place)
+        await kernel.ipr.route(
+            verb,
+            family=AF_INET if destination.version == 4 else AF_INET6,
+            dst=str(destination),
+            oif=await kernel.index(link),
+            proto=plan.ROUTE_PROTOCOL,
+            scope=_UNIVERSE_SCOPE if more or destination.version == 6 else _LINK_SCOPE,
+            **more,
+        )
+
+
+def reason(error: NetlinkError | OSError) -> str:
+    """Why the kernel refused, in words."""
+    code = error.code if isinstance(error, NetlinkError) else error.errno
+    return _REASONS.get(code or 0) or str(error.args[-1] if len(error.args) > 1 else error)
+
+
+def destination(route: Message) -> IPNetwork:
+    """A route's destination; a default route has no attribute for it."""
+    version = 4 if route["family"] == AF_INET else 6
+    dst = route.get("dst")
+    return default_route(version) if dst is None else ip_network(f"{dst}/{route['dst_len']}")
+
+
+def _everything(_: Message) -> bool:
+    """Given as pyroute2's filter, so that it leaves the query's attributes to the kernel."""
+    return True
+
+
+@contextmanager
+def _ethtool(link: str) -> Iterator[IoctlEthtool]:
+    device = IoctlEthtool(link)
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+def _link(message: Message) -> Link:
+    info = message.get("linkinfo") or {}
+    return Link(
+        name=message.get("ifname", ""),
+        index=message["index"],
+        kind=info.get("kind") or "",
+        up=bool(message["flags"] & _UP),
+        mtu=message.get("mtu", 0),
+        txqueuelen=message.get("txqlen", 0),
+        mac=message.get("address", ""),
+        master=message.get("master", 0),
+        group=message.get("group", 0),
+        alias=message.get("ifalias", ""),
+        peer=message.get("link", 0),
+        peer_namespace=message.get("link_netnsid", -1),
+    )
+
+
+def _address(message: Message) -> str:
+    """The link's own address: on a point-to-point link the plain attribute is the other end's."""
+    return str(message.get("local") or message.get("address"))

@@ -1,0 +1,94 @@
+"""The operations on the kernel, as the manager runs them apart: observe, plan, carry out.
+
+Each opens what it needs and closes it, takes values and returns values, and says what it leaves behind
+when it fails. All raise EnvironmentError_.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+
+from appliance.environment import names, observe, plan
+from appliance.environment.attachment import Placement
+from appliance.environment.errors import EnvironmentError_
+from appliance.environment.namespace import Namespace
+from appliance.environment.netlink import Executor, Kernel
+from appliance.environment.plan import AttachmentWanted, Command, Link, NodeWanted
+
+log = logging.getLogger(__name__)
+
+FaultPoint = Callable[[Command], None]
+"""Called with each command after it was carried out."""
+
+
+async def carry_out(executor: Executor, commands: Iterable[Command], fault_point: FaultPoint) -> None:
+    """Carries out commands in order, up to the first that fails."""
+    for command in commands:
+        await executor.carry_out(command)
+        log.debug("carried out %s", plan.describe(command))
+        fault_point(command)
+
+
+async def converge(wanted: NodeWanted, fault_point: FaultPoint) -> tuple[Link, ...]:
+    """Makes the node as wanted; returns the containers' links on it. If it fails, the next call goes on."""
+    async with Kernel.open() as kernel:
+        actual = await observe.node(kernel, wanted)
+        await carry_out(Executor(kernel), plan.plan_node(wanted, actual), fault_point)
+        return actual.veths
+
+
+async def remove(wanted: NodeWanted, fault_point: FaultPoint) -> None:
+    """Takes away all that was made on the node. If it fails, the next call goes on."""
+    async with Kernel.open() as kernel:
+        actual = await observe.node(kernel, wanted)
+        await carry_out(Executor(kernel), plan.plan_removal(wanted, actual), fault_point)
+
+
+async def attach(wanted: NodeWanted, placement: Placement, namespace: Namespace, fault_point: FaultPoint) -> str:
+    """Makes a container's link; returns its name there. If it fails, there is no link of this attachment."""
+    async with Kernel.open() as node, Kernel.open(namespace) as container:
+        actual = await observe.attachment(node, container, namespace, wanted.bridge, placement.veth)
+        interface = names.free_interface_name(actual.names) if actual.peer is None else actual.peer.name
+        commands = plan.plan_attachment(_link_wanted(wanted, placement, interface), actual)
+        executor = Executor(node, container, namespace)
+        try:
+            await carry_out(executor, commands, fault_point)
+        except BaseException:
+            await _undo(executor, placement.veth)
+            raise
+        return interface
+
+
+async def detach(veth: str, fault_point: FaultPoint) -> None:
+    """Removes a container's link, if there is one."""
+    async with Kernel.open() as kernel:
+        await carry_out(Executor(kernel), plan.plan_detachment(veth), fault_point)
+
+
+async def veth(name: str) -> Link | None:
+    """A container's link as it is now, None if there is none that we made."""
+    async with Kernel.open() as kernel:
+        return await observe.veth(kernel, name)
+
+
+def _link_wanted(wanted: NodeWanted, placement: Placement, interface: str) -> AttachmentWanted:
+    return AttachmentWanted(
+        veth=placement.veth,
+        bridge=wanted.bridge,
+        interface=interface,
+        mac=names.container_mac(placement.addresses[0].ip),
+        mtu=wanted.mtu,
+        addresses=placement.addresses,
+        gateways=placement.gateways,
+        overlay=wanted.overlay,
+        record=placement.record(interface).encode(),
+    )
+
+
+async def _undo(executor: Executor, veth: str) -> None:
+    """If this fails too, the link has no record, and the next `converge` removes it; the first error is
+    the one to report."""
+    for command in plan.plan_detachment(veth):
+        try:
+            await executor.carry_out(command)
+        except EnvironmentError_:
+            log.exception("left behind for the next convergence: link=%s", veth)

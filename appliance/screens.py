@@ -1,0 +1,107 @@
+"""The local API's answers as tables for a terminal.
+
+Columns and rows are taken from the data, so that a counter or a field that the API gains is shown without a
+change here.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 250
+"""Columns where the output is no terminal: nothing is cut that a following grep may look for."""
+
+
+def show(screen: RenderableType) -> None:
+    """Prints to standard output; with styles and the terminal's width if it is one. Text is never markup."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(width=width, highlight=False, markup=False, emoji=False).print(screen)
+
+
+def status(data: Mapping[str, Any]) -> RenderableType:
+    """One screen: node, tables and offloads, workers, and what each worker has counted."""
+    workers: Sequence[Mapping[str, Any]] = data["workers"]
+    facts = [_facts(title, value) for title, value in data.items() if title != "workers"]
+    return Group(*facts, table("workers", map(_scalars, workers)), _counters(workers))
+
+
+def flows(data: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A line for each flow."""
+    return table(f"{len(data)} flows", data)
+
+
+def attachments(data: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A line for each attached container."""
+    return table(f"{len(data)} attachments", data)
+
+
+def pairs(title: str, data: Mapping[str, Any]) -> RenderableType:
+    """`name value` lines under a title; a nested mapping is named `outer.inner`."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in _flattened(data):
+        grid.add_row(f"  {name}", cell(value))
+    return Group(Text(title, style="bold"), grid)
+
+
+def _flattened(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _facts(title: str, data: Mapping[str, Any]) -> RenderableType:
+    """Things that have the same properties as a table with a row each; anything else as lines."""
+    if data and all(isinstance(value, Mapping) for value in data.values()):
+        return table(title, ({"name": name, **value} for name, value in data.items()))
+    return pairs(title, data)
+
+
+def _scalars(worker: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a person reads in a worker's line: no groups of counters, and no raw clock."""
+    return {
+        name: value for name, value in worker.items() if not isinstance(value, Mapping) and not name.endswith("_ns")
+    }
+
+
+def _counters(workers: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A row for each counter that is not zero everywhere, a column for each worker."""
+    counted = [dict(_flattened(worker["counters"] | {"drops": worker["drops"]})) for worker in workers]
+    columns = [f"worker {worker['index']}" for worker in workers]
+    names = dict.fromkeys(name for counters in counted for name, count in counters.items() if count)
+    rows = (
+        {"counter": name} | {column: it.get(name, 0) for column, it in zip(columns, counted, strict=True)}
+        for name in names
+    )
+    return table("counted", rows)
+
+
+def table(title: str, rows: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """A table with the union of the rows' keys as columns; numbers to the right."""
+    rows = list(rows)
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        number = all(isinstance(row.get(name), int | float) for row in rows)
+        grid.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(cell(row.get(name)) for name in names))
+    return Group(Text(title, style="bold"), grid) if rows else Text(f"{title}: none", style="bold")
+
+
+def cell(value: object) -> str:
+    """A value for a person: yes and no, nothing for null, thousands apart, lists with commas."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ") if abs(value) >= 100_000 else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

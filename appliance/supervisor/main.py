@@ -1,0 +1,263 @@
+"""The supervisor's life: make the node, keep it, take it down.
+
+Start, in this order, so that nothing is reachable before it works: configuration, probes, tables, TUN queues, sockets
+and steering, bridge and routes, template and workers, static tables, API. Stop is the reverse. Whatever fails at
+start undoes what came before it, and the reason is one line.
+
+SIGTERM and SIGINT stop, SIGHUP reloads (``reload``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from appliance import config as configuration
+from appliance.cluster.messages import MessageError, entries, read_results
+from appliance.config import Config
+from appliance.dataplane import cache
+from appliance.environment.errors import EnvironmentError_
+from appliance.environment.manager import EnvironmentManager
+from appliance.environment.tun import TunDevice
+from appliance.observe.log import configure
+from appliance.supervisor import probe
+from appliance.supervisor.errors import StartError
+from appliance.tables import layout
+from appliance.tables.layout import IPAddress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Offload:
+    """One offload: what the configuration wants and what this kernel gives."""
+
+    wanted: bool
+    works: bool
+    reason: str = ""
+
+    @property
+    def on(self) -> bool:
+        """Whether it is used."""
+        return self.wanted and self.works
+
+    def reply(self) -> dict[str, bool | str]:
+        """As the local API reports it."""
+        return {"wanted": self.wanted, "on": self.on, "reason": self.reason}
+
+
+def uplink_address(config: Config) -> IPAddress:
+    """The underlay address that peers send to. Raises StartError if it cannot be found out."""
+    if config.node.address != "auto":
+        return config.node.address
+    for family, outside in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.connect((outside, 9))  # sends nothing: asks the routing table for a source address
+            except OSError:
+                continue
+            return ip_address(sock.getsockname()[0])
+    raise StartError("node.address: expected an address, as no default route tells one")
+
+
+class Supervisor:
+    """One node's appliance."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self.config = config
+        self.path = path
+        self.address = uplink_address(config)
+        self.port = config.tunnel.advertised_port or config.tunnel.port
+        self.offloads: dict[str, Offload] = {}
+        self.environment = EnvironmentManager(config)
+        self.last_error = ""
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Bring the node up. Raises StartError, OSError or what the environment raises; nothing is left behind then."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        from appliance.supervisor.api import serve
+        from appliance.supervisor.workers import WorkerPool, cpus_of
+        from appliance.tables.catalogue import Catalogue
+        from appliance.tables.publish import Publisher
+
+        self._make_directories()
+        workers = len(cpus_of(self.config))
+        tun = self._open_tun(workers)
+        sockets = self._open_sockets(workers)
+        self.pool = WorkerPool(self.config, tun, sockets)
+        self._stack.callback(self.pool.close)
+        self.publisher = Publisher(self._capacity(), self.pool.announced)
+        self._stack.callback(self.publisher.close)
+        self.publisher.set_ranges(self.config.network.services)
+        self.catalogue = Catalogue(self.publisher)
+        await self._start_environment()
+        self._stack.push_async_callback(self.pool.stop)
+        self._apply_tables()
+        await self.pool.start(
+            self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
+        )
+        self._stack.push_async_callback(await serve(self))
+        log.info("ready", extra={"address": str(self.address), "workers": workers})
+
+    def _make_directories(self) -> None:
+        for directory in (self.config.paths.runtime, self.config.paths.state):
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                log.warning("cannot keep anything there", extra={"path": str(directory), "error": error.strerror})
+
+    def _capacity(self) -> layout.Capacity:
+        tables = self.config.tables
+        return layout.Capacity(tables.hosts, tables.services, tables.backends)
+
+    def _open_tun(self, workers: int) -> TunDevice:
+        tun = TunDevice(self.config.network.tun, workers)
+        self._stack.callback(tun.close)
+        wanted = self.config.offload
+        got = tun.set_offloads(tso=wanted.tun_tso, uso=wanted.tun_uso)
+        refused = "the kernel refuses it (TUNSETOFFLOAD)"
+        self.offloads["tun_tso"] = Offload(wanted.tun_tso, got.tso, "" if got.tso or not wanted.tun_tso else refused)
+        self.offloads["tun_uso"] = Offload(wanted.tun_uso, got.uso, "" if got.uso or not wanted.tun_uso else refused)
+        if workers > 1:
+            self._steer("TUN queues", workers, tun.steer, inbound=False)
+        return tun
+
+    def _open_sockets(self, workers: int) -> list[Any]:
+        from appliance.supervisor import sockets as udp
+
+        self._probe_udp()
+        tunnel = self.config.tunnel
+        sockets = udp.open_all(
+            workers, tunnel.port, tunnel.source_ports, tunnel.socket_buffer, gro=self.offloads["udp_gro"].on
+        )
+        if workers > 1:
+            self._steer("tunnel sockets", workers, lambda fd: udp.steer(sockets, fd), inbound=True)
+        return sockets
+
+    def _probe_udp(self) -> None:
+        wanted = self.config.offload
+        for name, is_wanted, attempt in (
+            ("udp_gso", wanted.udp_gso, probe.udp_gso),
+            ("udp_gro", wanted.udp_gro, probe.udp_gro),
+        ):
+            result = attempt() if is_wanted else probe.Probe(False)
+            self.offloads[name] = Offload(is_wanted, result.works, result.reason)
+            if is_wanted and not result.works:
+                log.warning("offload fails here, switched off", extra={"offload": name, "reason": result.reason})
+        self.offloads["coalesce"] = Offload(wanted.coalesce, works=True)
+
+    def _steer(self, what: str, workers: int, attach: Callable[[int], None], *, inbound: bool) -> None:
+        """Load a steering program and attach it. Without it flows would meet in the wrong worker: refuse to start."""
+        from appliance.dataplane import bpf, steering
+
+        try:
+            program = bpf.load_socket_filter(steering.program(workers, inbound=inbound), "edge_steer")
+            attach(program)
+            os.close(program)
+        except OSError as error:
+            raise StartError(f"workers.count: expected 1, as this kernel cannot steer {what}: {error}") from error
+
+    async def _start_environment(self) -> None:
+        self._stack.push_async_callback(self.environment.close)
+        await self.environment.converge()
+
+    # --- tables --------------------------------------------------------------------------------------------------
+
+    def _apply_tables(self) -> list[str]:
+        """Make the static tables those in force; gives what changed. Raises MessageError or TableFullError."""
+        path = self.config.tables.static
+        if not path:
+            return []
+        hosts, services = entries(read_results(Path(path)), self.address, self.port)
+        return self.catalogue.replace(hosts, services).changed
+
+    async def reload(self) -> list[str]:
+        """Read the configuration and the static tables again; gives what changed. A wrong file changes nothing.
+
+        Raises ConfigError, MessageError or TableFullError.
+        """
+        try:
+            fresh = configuration.load(self.path)
+            differences = configuration.differences(self.config, fresh)
+            _check_reloadable(differences)
+            previous, self.config = self.config, fresh
+            try:
+                changed = self._apply_tables()
+            except Exception:
+                self.config = previous
+                raise
+        except Exception as error:
+            self.last_error = f"reload: {error}"
+            raise
+        configure(self.config.log.level)
+        self.last_error = ""
+        return [*(change.key for change in differences), *changed]
+
+    async def stop(self) -> None:
+        """Take everything down that ``start`` made."""
+        await self._stack.aclose()
+
+
+def _check_reloadable(differences: Iterable[configuration.Change]) -> None:
+    fixed = [change.key for change in differences if not configuration.is_reloadable(change.key)]
+    if fixed:
+        raise StartError(f"{', '.join(fixed)}: expected the value in force, as a change needs a restart")
+
+
+async def _serve(config: Config, path: Path) -> None:
+    supervisor = Supervisor(config, path)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(supervisor)))
+    starting = asyncio.ensure_future(supervisor.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return
+    await starting
+    await stopping
+    log.info("stopping")
+    await supervisor.stop()
+
+
+async def _reload(supervisor: Supervisor) -> None:
+    try:
+        log.info("reloaded", extra={"changed": await supervisor.reload()})
+    except Exception as error:
+        log.error("reload refused, the old configuration stays in force", extra={"error": str(error)})
+
+
+def run(config: Config, path: Path) -> int:
+    """Run the appliance until it is told to stop; gives the exit code."""
+    configure(config.log.level)
+    cache.use(config.paths.cache)
+    try:
+        uvloop.run(_serve(config, path))
+    except (StartError, MessageError, EnvironmentError_, OSError) as error:
+        log.error("cannot run", extra={"error": str(error)})
+        sys.stderr.write(f"appliance: {error}\n")
+        return 1
+    return 0

@@ -1,0 +1,92 @@
+"""The UDP sockets of the workers: made by the supervisor, kept for as long as it runs.
+
+Each worker has
+- ``wire``: one socket of the SO_REUSEPORT group on the tunnel port, dual-stack. An eBPF program gives each datagram
+  to the worker that owns its flow; the group's order is the order of binding, so all are bound here, in order, and
+  none is closed before the others.
+- ``sources``: sockets to send from. The receiver's steering hash of a flow chooses one, so the underlay sees several
+  source ports (RFC 7510 section 3), and two flows that share a source port share the receiving worker too, as long as
+  its number of workers divides the number of ports: trains that GRO joins never mix workers.
+- ``handoff``: bound to the loopback, for packets whose next step belongs to a sibling.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+SOL_UDP, UDP_GRO, UDP_SEGMENT = 17, 104, 103
+SO_ATTACH_REUSEPORT_EBPF = 52
+SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
+
+
+@dataclass
+class WorkerSockets:
+    """The sockets of one worker."""
+
+    wire: socket.socket
+    handoff: socket.socket
+    sources: list[socket.socket]
+
+    @property
+    def handoff_port(self) -> int:
+        """Port that siblings know this worker's hand-overs by."""
+        return int(self.handoff.getsockname()[1])
+
+    def close(self) -> None:
+        """Close them all."""
+        for sock in (self.wire, self.handoff, *self.sources):
+            sock.close()
+
+
+def dual_stack(address: str, port: int, buffer: int, *, reuse: bool = False) -> socket.socket:
+    """A non-blocking UDP socket for both families. Raises OSError."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if reuse:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _set_buffers(sock, buffer)
+        sock.bind((address, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _set_buffers(sock: socket.socket, size: int) -> None:
+    """Set both buffers, beyond the sysctl limits where permitted."""
+    for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, size)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def open_all(workers: int, port: int, source_ports: int, buffer: int, *, gro: bool) -> list[WorkerSockets]:
+    """The sockets of all workers. Raises OSError if the port is taken, with its number in the message."""
+    opened: list[WorkerSockets] = []
+    try:
+        for _ in range(workers):
+            opened.append(_open(port, source_ports, buffer, gro=gro))
+    except OSError as error:
+        for sockets in opened:
+            sockets.close()
+        reason = os.strerror(error.errno or 0)
+        raise OSError(error.errno, f"tunnel.port: cannot bind UDP port {port}: {reason}") from error
+    return opened
+
+
+def _open(port: int, source_ports: int, buffer: int, *, gro: bool) -> WorkerSockets:
+    wire = dual_stack("::", port, buffer, reuse=True)
+    if gro:
+        wire.setsockopt(SOL_UDP, UDP_GRO, 1)
+    handoff = dual_stack("::ffff:127.0.0.1", 0, buffer)
+    return WorkerSockets(wire, handoff, [dual_stack("::", 0, buffer) for _ in range(source_ports)])
+
+
+def steer(sockets: list[WorkerSockets], program: int) -> None:
+    """Let a loaded eBPF program choose the socket of each datagram. Raises OSError if the kernel cannot."""
+    sockets[0].wire.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, struct.pack("i", program))

@@ -1,0 +1,1 @@
+"""The environment manager, in network namespaces that these tests make and remove."""
