@@ -1,0 +1,90 @@
+"""How the broker is reached: where it is, and with what this node shows who it is.
+
+Everything is read and checked once, before anything is connected: what is configured and cannot be used is an error,
+never a connection without it. Secrets are in files that only their owner may read, and in no ``repr``.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance.cluster.broker import parse_url
+from appliance.cluster.errors import ClusterError
+from appliance.config import Cluster
+
+
+@dataclass(frozen=True)
+class Access:
+    """The broker's address and this node's credentials. ``tls`` is None for a connection in cleartext."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    user: str | None
+    password: str | None = field(repr=False)
+    keepalive: int
+
+    def __str__(self) -> str:
+        """The address, as an URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+def access(cluster: Cluster) -> Access:
+    """What the configuration says. Raises ClusterError."""
+    if not cluster.url:
+        raise ClusterError("cluster.url: expected a broker, got none")
+    url = parse_url(cluster.url)
+    secured = url.scheme == "mqtts" or bool(cluster.ca or cluster.certificate or cluster.key)
+    return Access(
+        host=url.host,
+        port=url.port or cluster.port,
+        tls=_tls(cluster) if secured else None,
+        user=cluster.user or None,
+        password=_password(cluster.password_file) if cluster.password_file else None,
+        keepalive=cluster.keepalive,
+    )
+
+
+def _tls(cluster: Cluster) -> ssl.SSLContext:
+    """At least TLS 1.2; the broker's certificate and name are always checked."""
+    try:
+        context = ssl.create_default_context(cafile=cluster.ca or None)
+    except OSError as error:  # ssl.SSLError is one
+        raise ClusterError(f"cluster.ca: expected certificates in PEM in {cluster.ca}: {_reason(error)}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if cluster.certificate and cluster.key:
+        _check_secret("cluster.key", cluster.key)
+        try:
+            context.load_cert_chain(cluster.certificate, cluster.key, password="")
+        except (OSError, ValueError) as error:
+            files = f"{cluster.certificate} and {cluster.key}"
+            wanted = "cluster.certificate: expected a certificate and its key, without a passphrase, in PEM"
+            raise ClusterError(f"{wanted} in {files}: {_reason(error)}") from error
+    return context
+
+
+def _password(path: Path) -> str:
+    _check_secret("cluster.password_file", path)
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterError(f"cluster.password_file: expected a readable text file, {path}: {_reason(error)}") from error
+    if not lines or not lines[0]:
+        raise ClusterError(f"cluster.password_file: expected a password in the first line of {path}")
+    return lines[0]
+
+
+def _check_secret(key: str, path: Path) -> None:
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise ClusterError(f"{key}: expected a readable file, {path}: {_reason(error)}") from error
+    if mode & 0o077:
+        raise ClusterError(f"{key}: expected a file of mode 0600, {path} has {mode:04o}")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

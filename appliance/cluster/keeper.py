@@ -1,0 +1,55 @@
+"""Saves what is known, some time after it changed, in a thread: a disk may take its time, or be full.
+
+A failure is counted and logged, and costs only that what was kept stays old; the next change tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from appliance.cluster.messages import TableQueryResult
+from appliance.cluster.store import Store
+
+log = logging.getLogger(__name__)
+
+DELAY: Final = 1.0
+"""Seconds from a change to its file; changes in between share it."""
+
+
+class Keeper:
+    """See the module. ``answers`` gives what is to be kept at the time of saving."""
+
+    def __init__(self, store: Store, answers: Callable[[], Iterable[TableQueryResult]]) -> None:
+        self.failures = 0
+        self._store = store
+        self._answers = answers
+        self._changed = asyncio.Event()
+
+    def change(self) -> None:
+        """There is something new to keep."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Saves changes until cancelled."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(DELAY)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Saves what has changed since the last time."""
+        if self._changed.is_set():
+            self._changed.clear()
+            answers = list(self._answers())
+            await self.attempt(lambda: self._store.save_tables(answers))
+
+    async def attempt(self, save: Callable[[], None]) -> None:
+        """Saves in a thread."""
+        try:
+            await asyncio.to_thread(save)
+        except OSError as error:
+            self.failures += 1
+            log.warning("cannot keep what the cluster said", extra={"error": str(error)})

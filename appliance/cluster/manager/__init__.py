@@ -1,0 +1,13 @@
+"""The cluster service manager: who gets which subnet and address, what runs where, and who has to hear of it.
+
+| module | what it is |
+|---|---|
+| `decide`, `services` | decisions: pure functions of state and request |
+| `requests`, `answers`, `topics`, `descriptor` | what comes in, what goes out |
+| `documents`, `state`, `addresses` | what is stored, its mirror with indexes, the address plan |
+| `store`, `executor` | transactions, and decisions carried out by them |
+| `inbox`, `outbox`, `broker`, `rest` | the edges: messages in and out, the embedded server, HTTP |
+| `manager`, `settings`, `cli`, `client` | all put together, and the commands |
+
+docs/cluster.md says what it does and how it works.
+"""

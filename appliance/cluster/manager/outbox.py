@@ -1,0 +1,102 @@
+"""Sends messages to nodes: an MQTT client, because only MQTT delivers with QoS 1.
+
+A message that a NATS client publishes reaches MQTT subscribers with QoS 0 whatever they asked for, so answers go
+through the broker's MQTT side. `send` returns when the broker has acknowledged all; while the broker is away it waits
+and sends again, for at most PATIENCE_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from typing import NoReturn
+from uuid import uuid4
+
+import aiomqtt
+import orjson
+
+from appliance.cluster.manager.decide import Message
+from appliance.cluster.manager.store import UnavailableError
+
+log = logging.getLogger(__name__)
+
+ACK_S = 2.0
+"""How long the broker may take to acknowledge one message."""
+PATIENCE_S = 8.0
+"""How long a message is tried."""
+RECONNECT_S = 0.2
+"""Pause between attempts to connect."""
+KEEPALIVE_S = 15
+"""Seconds between signs of life."""
+
+
+class Outbox:
+    """One connection to the broker's MQTT listener."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._client: aiomqtt.Client | None = None
+        self._connected = asyncio.Event()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages can be sent now."""
+        return self._connected.is_set()
+
+    async def connected(self) -> None:
+        """Waits for the connection."""
+        await self._connected.wait()
+
+    async def run(self) -> NoReturn:
+        """Keeps the connection for ever."""
+        while True:
+            try:
+                async with self._new() as client:
+                    self._client = client
+                    self._connected.set()
+                    async for _ in client.messages:  # there are none; it ends with the connection
+                        pass
+            except aiomqtt.MqttError as error:
+                log.warning("not connected", extra={"host": self._host, "port": self._port, "error": error})
+            finally:
+                self._connected.clear()
+            await asyncio.sleep(RECONNECT_S)
+
+    def _new(self) -> aiomqtt.Client:
+        client = aiomqtt.Client(
+            self._host,
+            self._port,
+            identifier=f"manager-{uuid4().hex}",
+            keepalive=KEEPALIVE_S,
+            timeout=ACK_S,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # else an answer waits 40 ms for an ACK
+        )
+        client.pending_calls_threshold = sys.maxsize  # many at once are what is meant here, and no reason for warnings
+        return client
+
+    async def send(self, messages: Iterable[Message]) -> None:
+        """Delivers messages to the broker. Raises UnavailableError."""
+        await asyncio.gather(*(self._send(message) for message in messages))
+
+    async def _send(self, message: Message) -> None:
+        payload, end = orjson.dumps(message.payload), time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            if await self._try(message.topic, payload, end - time.monotonic()):
+                return
+            await asyncio.sleep(RECONNECT_S)
+        raise UnavailableError(f"{message.topic}: expected an acknowledgement within {PATIENCE_S:g} s")
+
+    async def _try(self, topic: str, payload: bytes, left: float) -> bool:
+        try:
+            async with asyncio.timeout(left):
+                await self._connected.wait()
+            assert self._client is not None
+            await self._client.publish(topic, payload, qos=1, timeout=ACK_S)
+        except (aiomqtt.MqttError, TimeoutError):
+            return False
+        return True

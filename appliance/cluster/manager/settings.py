@@ -1,0 +1,59 @@
+"""What a manager and its broker are told at the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance.cluster.manager.addresses import Plan
+
+ROLL_CALL_S = 30.0
+"""How long nodes may take to connect again after the broker's restart."""
+
+
+@dataclass(frozen=True)
+class BrokerSettings:
+    """Where the server listens and keeps its files."""
+
+    state: Path
+    runtime: Path
+    mqtt_host: str = "0.0.0.0"
+    mqtt_port: int = 10003
+    port: int = 4222
+    name: str = "edge"
+    sync: str = "always"
+
+    @property
+    def url(self) -> str:
+        """Where NATS clients connect."""
+        return f"nats://127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a manager is told."""
+
+    cluster: str = "edge"
+    broker: str | None = None
+    """URL of an existing NATS server; None runs one."""
+    mqtt: tuple[str, int] = ("0.0.0.0", 10003)
+    """Where the broker's MQTT listener is: ours to open, or an existing one to connect to."""
+    rest: tuple[str, int] = ("127.0.0.1", 10110)
+    nats_port: int = 4222
+    state: Path = Path("/var/lib/edge-appliance/cluster")
+    runtime: Path = Path("/run/edge-appliance/cluster")
+    sync: str = "always"
+    replicas: int = 1
+    roll_call_s: float = ROLL_CALL_S
+    plan: Plan = field(default_factory=Plan)
+
+    @property
+    def broker_settings(self) -> BrokerSettings:
+        """Those of the embedded broker."""
+        host, port = self.mqtt
+        return BrokerSettings(self.state, self.runtime, host, port, self.nats_port, self.cluster, self.sync)
+
+
+def reachable(host: str) -> str:
+    """An address to connect to a listener on this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)

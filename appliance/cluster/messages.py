@@ -1,0 +1,189 @@
+"""The cluster's messages as values: parsed, checked, and turned into table entries.
+
+A table-query result lists the instances of one job with their addresses and ServiceIPs. Unknown keys are ignored, as
+both sides add some; a known key with a wrong value is an error that names it. An instance that has no addresses yet
+is registered but not deployed, and skipped. Types of ServiceIPs: ``RR`` and ``closest`` are balanced, ``instance_ip``
+and ``InstanceNumber`` belong to one instance; an unknown type is balanced as ``RR``, never taken for an instance's
+own address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from appliance.tables.catalogue import Host, Service
+from appliance.tables.layout import IPAddress
+
+INSTANCE_TYPES = frozenset({"instance_ip", "instancenumber"})
+_PART = r"[^.\s/+#\x00-\x1f\x7f]+"  # nothing that means something in a topic
+JOB_NAME = rf"^{_PART}(\.{_PART}){{3}}$"  # app.appns.service.servicens
+NO_ADDRESS = ("", "<nil>")  # how existing nodes and managers write an address that is missing
+
+
+class MessageError(ValueError):
+    """A message that does not say what it should; the text names the field and what was expected."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def _address(value: object) -> IPAddress | None:
+    """An address in text; numbers, which ``ipaddress`` would also take, no message means.
+
+    The C library parses: a message of a large cluster has as many as 200,000, and ``ip_address`` takes 5 µs for each.
+    """
+    if value is None or isinstance(value, IPv4Address | IPv6Address):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("expected an IP address")
+    if value in NO_ADDRESS:
+        return None
+    try:
+        return IPv6Address(inet_pton(AF_INET6, value)) if ":" in value else IPv4Address(inet_pton(AF_INET, value))
+    except (OSError, ValueError):  # ValueError: a character that no C string can have
+        raise ValueError("expected an IP address") from None
+
+
+V4 = Annotated[IPv4Address | None, BeforeValidator(_address)]
+V6 = Annotated[IPv6Address | None, BeforeValidator(_address)]
+Any46 = Annotated[IPv4Address | IPv6Address | None, BeforeValidator(_address)]
+
+
+class ServiceIp(_Message):
+    """One address of a service, by policy."""
+
+    type: str = Field(alias="IpType")
+    v4: V4 = Field(None, alias="Address")
+    v6: V6 = Field(None, alias="Address_v6")
+
+    @property
+    def is_instance(self) -> bool:
+        """Whether the address is one instance's own."""
+        return self.type.lower() in INSTANCE_TYPES
+
+
+class Instance(_Message):
+    """One instance of a job. Without a node it is not deployed."""
+
+    number: int = Field(alias="instance_number", ge=0)
+    address_v4: V4 = Field(None, alias="namespace_ip")
+    address_v6: V6 = Field(None, alias="namespace_ip_v6")
+    node: Any46 = Field(None, alias="host_ip")
+    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(None, alias="host_port")
+    service_ips: tuple[ServiceIp, ...] = Field((), alias="service_ip")
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether packets can be sent to it."""
+        return self.node is not None and self.port is not None and bool(self.address_v4 or self.address_v6)
+
+
+class TableQueryResult(_Message):
+    """The answer to a table query: one job and its instances."""
+
+    job: str = Field(alias="app_name")
+    instances: tuple[Instance, ...] = Field((), alias="instance_list")
+    query_key: str = ""
+
+
+class SubnetworkResult(_Message):
+    """The answer to a request for subnets: network addresses. Lengths are an addition; without them, 26 and 120."""
+
+    v4: V4 = Field(None, alias="address")
+    v6: V6 = Field(None, alias="addressv6")
+    prefix_v4: int = Field(26, alias="prefix", ge=1, le=30)
+    prefix_v6: int = Field(120, alias="prefixv6", ge=1, le=126)
+
+
+_RESULTS = TypeAdapter(list[TableQueryResult])
+_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult)
+
+
+def parse_results(data: bytes | str, source: str) -> list[TableQueryResult]:
+    """A list of table-query results in JSON. Raises MessageError with the first wrong field."""
+    try:
+        return _RESULTS.validate_json(data)
+    except ValidationError as error:
+        raise MessageError(f"{source}: {_first(error, 'the whole file')}") from error
+
+
+def parse_answer(kind: type[_Answer], data: bytes) -> _Answer:
+    """One answer of the cluster in JSON. Raises MessageError with the first wrong field."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise MessageError(_first(error, "the whole message")) from error
+
+
+def read_results(path: Path) -> list[TableQueryResult]:
+    """The results in a file. Raises MessageError, also if it cannot be read."""
+    try:
+        return parse_results(path.read_bytes(), str(path))
+    except OSError as error:
+        raise MessageError(f"{path}: expected a readable file: {error.strerror}") from error
+
+
+def _first(error: ValidationError, whole: str) -> str:
+    details = error.errors()[0]
+    where = ".".join(str(part) for part in details["loc"]) or whole
+    return f"{where}: {details['msg'].removeprefix('Value error, ')}"
+
+
+def entries(results: Iterable[TableQueryResult], node: IPAddress, port: int) -> tuple[list[Host], list[Service]]:
+    """Table entries of all deployed instances, as seen from the node with this address and advertised port.
+
+    An address that two jobs claim goes to the first by name, so that every node decides alike.
+    """
+    hosts: dict[IPAddress, Host] = {}
+    backends: dict[IPAddress, tuple[str, str, list[IPAddress]]] = {}
+    for result in sorted(results, key=lambda result: result.job):
+        for instance in sorted(result.instances, key=lambda instance: instance.number):
+            if instance.is_deployed:
+                _add_hosts(hosts, result.job, instance, node, port)
+                _add_backends(backends, result.job, instance)
+    services = [
+        Service(address, policy, tuple(addresses), name=name) for address, (name, policy, addresses) in backends.items()
+    ]
+    return list(hosts.values()), services
+
+
+def _own_ip(instance: Instance, version: int) -> IPAddress | None:
+    """The instance IP of a family: the last one listed, as existing nodes take it."""
+    found: IPAddress | None = None
+    for service_ip in instance.service_ips:
+        if service_ip.is_instance:
+            found = (service_ip.v4 if version == 4 else service_ip.v6) or found
+    return found
+
+
+def _add_hosts(hosts: dict[IPAddress, Host], job: str, instance: Instance, node: IPAddress, port: int) -> None:
+    assert instance.node is not None
+    assert instance.port is not None
+    for address in (instance.address_v4, instance.address_v6):
+        if address is not None and address not in hosts:
+            own = _own_ip(instance, address.version)
+            local = (instance.node, instance.port) == (node, port)
+            hosts[address] = Host(address, instance.node, instance.port, own, local, f"{job}.{instance.number}")
+
+
+def _add_backends(backends: dict[IPAddress, tuple[str, str, list[IPAddress]]], job: str, instance: Instance) -> None:
+    for service_ip in instance.service_ips:
+        policy = "instance" if service_ip.is_instance else "rr"
+        for address, target in ((service_ip.v4, instance.address_v4), (service_ip.v6, instance.address_v6)):
+            if address is None or target is None:
+                continue
+            name, _, targets = backends.setdefault(address, (job, policy, []))
+            if name == job and not (policy == "instance" and targets):
+                targets.append(target)
+
+
+def to_json(results: Iterable[TableQueryResult]) -> list[dict[str, Any]]:
+    """The results as the wire has them."""
+    return [result.model_dump(mode="json", by_alias=True, exclude_none=True) for result in results]

@@ -1,0 +1,115 @@
+"""What this node knew last, on disk: so that it serves after a reboot without its uplink.
+
+Two files in ``paths.state``, each replaced as a whole: written beside, synchronised, renamed. So a reader finds the
+old one or the new one, whatever happens in between. Both name the node that they are of; those of another one are
+not read. A file that cannot be read is reported and is as good as none.
+
+``saved_at`` is the wall clock's, as monotonic time does not outlive a boot; it is only used to tell an age.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from appliance.cluster.checks import Subnetwork
+from appliance.cluster.messages import SubnetworkResult, TableQueryResult
+
+TABLES, SUBNETWORK = "tables.json", "subnetwork.json"
+
+
+class _Tables(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    node: str
+    saved_at: float
+    results: list[TableQueryResult]
+
+
+class _Subnetwork(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    node: str
+    subnetwork: SubnetworkResult
+
+
+_Model = TypeVar("_Model", _Tables, _Subnetwork)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was found: the answers of the cluster, their age in seconds, and the node's subnets."""
+
+    results: tuple[TableQueryResult, ...] = ()
+    age: float = 0.0
+    subnetwork: SubnetworkResult | None = None
+
+
+class Store:
+    """The files of one node. ``clock`` gives the time of day."""
+
+    def __init__(self, directory: Path, node: str, clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._node = node
+        self._clock = clock
+
+    def load(self, complain: Callable[[str], None]) -> Kept:
+        """What the last process saved; ``complain`` hears of what cannot be read."""
+        tables = self._read(TABLES, _Tables, complain)
+        subnetwork = self._read(SUBNETWORK, _Subnetwork, complain)
+        return Kept(
+            () if tables is None else tuple(tables.results),
+            0.0 if tables is None else max(0.0, self._clock() - tables.saved_at),
+            None if subnetwork is None else subnetwork.subnetwork,
+        )
+
+    def save_tables(self, results: Iterable[TableQueryResult]) -> None:
+        """Keeps the answers of the cluster. Raises OSError."""
+        content = _Tables(node=self._node, saved_at=self._clock(), results=list(results))
+        write(self._directory / TABLES, content.model_dump_json(by_alias=True, exclude_none=True).encode())
+
+    def save_subnetwork(self, subnetwork: Subnetwork) -> None:
+        """Keeps the node's subnets. Raises OSError."""
+        v4, v6 = subnetwork.v4, subnetwork.v6
+        message = {} if v4 is None else {"address": str(v4.network_address), "prefix": v4.prefixlen}
+        message |= {} if v6 is None else {"addressv6": str(v6.network_address), "prefixv6": v6.prefixlen}
+        write(self._directory / SUBNETWORK, json.dumps({"node": self._node, "subnetwork": message}).encode())
+
+    def _read(self, name: str, model: type[_Model], complain: Callable[[str], None]) -> _Model | None:
+        path = self._directory / name
+        try:
+            content = model.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            complain(f"{path}: expected what was saved there: {_reason(error)}")
+            return None
+        return content if content.node == self._node else None
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replaces a file as a whole, and survives a power cut at any time. Raises OSError, and the old one stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.new")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _reason(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    details = error.errors()[0]
+    return f"{'.'.join(map(str, details['loc']))}: {details['msg']}"

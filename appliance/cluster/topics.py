@@ -1,0 +1,33 @@
+"""Topics of the cluster's broker: who publishes what, about which node or job.
+
+A node publishes below its own ``nodes/<id>/net/`` and reads the results there, and the notices of jobs that it is
+interested in. ``service/undeployed`` and ``status`` are additions: existing managers ignore them.
+
+Whoever publishes below ``nodes/`` sends JSON objects only, and never an empty message, not even to clear a retained
+one: existing managers stop listening at the first one that they cannot parse.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SUBNET: Final = "subnet"
+SUBNETWORK_RESULT: Final = "subnetwork/result"
+QUERY: Final = "tablequery/request"
+QUERY_RESULT: Final = "tablequery/result"
+INTEREST_REMOVE: Final = "interest/remove"
+DEPLOYED: Final = "service/deployed"
+UNDEPLOYED: Final = "service/undeployed"
+ADDRESS_CHANGED: Final = "service/address-changed"
+STATUS: Final = "status"
+"""Retained: ``{"status": "online"}``, or ``{"status": "offline"}``, which is also the last will."""
+
+
+def of_node(node: str, kind: str) -> str:
+    """The topic of one kind of message from or to a node."""
+    return f"nodes/{node}/net/{kind}"
+
+
+def updates(job: str) -> str:
+    """The topic that says that something about a job changed."""
+    return f"jobs/{job}/updates_available"

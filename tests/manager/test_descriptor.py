@@ -1,0 +1,100 @@
+"""Descriptors: what is accepted, and what an error says."""
+
+import re
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from appliance.cluster.manager.descriptor import Wanted, load
+from appliance.config import ConfigError
+from tests.manager.processes import ROOT
+
+FULL = """\
+# A shop's cart.
+app: shop
+namespace: prod
+service: cart
+service_namespace: web
+instances: 3
+service_ips:
+  rr:
+    v4: 10.30.30.30
+    v6: FDFF:2000::30
+"""
+SHORT = "{app: shop, namespace: prod, service: cart, service_namespace: web}"
+
+
+def test_a_full_descriptor() -> None:
+    (it,) = load(FULL, "f.yaml")
+    assert (it.job, it.instances) == ("shop.prod.cart.web", 3)
+    assert it.service_ips == {"rr": Wanted(v4=IPv4Address("10.30.30.30"), v6=IPv6Address("fdff:2000::30"))}
+
+
+def test_defaults_are_one_instance_and_a_service_ip_of_both_families() -> None:
+    (it,) = load(SHORT, "f.yaml")
+    assert (it.instances, it.service_ips) == (1, {"rr": Wanted(v4="assigned", v6="assigned")})
+    assert load(SHORT[:-1] + ", service_ips: {rr: }}", "f.yaml") == [it]
+
+
+def test_a_file_may_hold_several() -> None:
+    assert [it.service for it in load(f"{SHORT}\n---\n{SHORT.replace('cart', 'till')}\n", "f.yaml")] == [
+        "cart",
+        "till",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("instances: 3", "instances: three", 'f.yaml:6: instances: expected an integer from 0 to 10000, got "three"'),
+        ("instances: 3", "instances: -1", "f.yaml:6: instances: expected an integer from 0 to 10000, got -1"),
+        ("instances: 3", "instances: yes", "f.yaml:6: instances: expected an integer from 0 to 10000, got true"),
+        ("instances:", "instance:", "f.yaml:6: instance: expected a known key (did you mean instances?), got 3"),
+        ("app: shop", "app: web-shop", 'f.yaml:2: app: expected a name of 1 to 30 letters and digits, got "web-shop"'),
+        ("app: shop", "app: 7", "f.yaml:2: app: expected a name of 1 to 30 letters and digits, got 7"),
+        ("app: shop\n", "", "f.yaml:2: app: expected a value, got nothing"),
+        (
+            "v4: 10.30.30.30",
+            "v4: 10.30.30",
+            'f.yaml:9: service_ips.rr.v4: expected "assigned", "none" or an IPv4 address, got "10.30.30"',
+        ),
+        (
+            "v6: FDFF:2000::30",
+            "v6: 10.30.30.30",
+            'f.yaml:10: service_ips.rr.v6: expected "assigned", "none" or an IPv6 address, got "10.30.30.30"',
+        ),
+        ("  rr:", "  fastest:", 'f.yaml:8: service_ips.fastest: expected one of the policies rr, got "fastest"'),
+        ("v4: 10.30.30.30", "v5: x", "f.yaml:9: service_ips.rr.v5: expected a known key (v4, v6), got"),
+        ("namespace: prod", "app: prod", "f.yaml:3: app: expected each key once (line 2 has it), got it again"),
+        ("app: shop", "app: [shop", "f.yaml:3: syntax: expected YAML, got"),
+        (FULL, "- a\n- b\n", 'f.yaml:1: descriptor: expected a mapping, got ["a", "b"]'),
+        (FULL, "", "f.yaml: file: expected a descriptor, got nothing"),
+        (FULL, "# nothing\n", "f.yaml: file: expected a descriptor, got nothing"),
+        (
+            FULL,
+            SHORT.replace("shop", "'10'").replace("prod", "'30'").replace("cart", "'0'").replace("web", "'1'"),
+            "f.yaml:1: descriptor: expected names of which at least one has a letter",
+        ),
+    ],
+)
+def test_an_error_names_line_key_and_expectation(old: str, new: str, error: str) -> None:
+    assert old in FULL
+    with pytest.raises(ConfigError) as caught:
+        load(FULL.replace(old, new), "f.yaml")
+    assert str(caught.value).startswith(error)
+
+
+def test_all_that_is_wrong_is_told_in_the_order_of_lines() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(FULL.replace("instances: 3", "instances: x").replace("app: shop", "app: s p"), "f.yaml")
+    assert [problem.line for problem in caught.value.problems] == [2, 6]
+
+
+def test_no_address_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"f\.yaml:1: service_ips\.rr: expected an address of at least one family"):
+        load(SHORT[:-1] + ", service_ips: {rr: {v4: none, v6: none}}}", "f.yaml")
+
+
+def test_the_examples_in_the_documentation_are_descriptors() -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    assert [load(text, "cluster.md")[0].job for text in examples] == ["shop.prod.cart.web", "shop.prod.till.web"]
