@@ -1,0 +1,82 @@
+"""The command line of the load generators; `perf.load` tells how they talk."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from perf.load import tcp, udp
+
+
+def work(task: Callable[[], Any]) -> None:
+    """Says that all is ready, waits for the word to go, works, and prints the result."""
+    print("ready", flush=True)
+    if sys.stdin.readline():
+        print(json.dumps(asdict(task())), flush=True)
+
+
+CLIENT, SERVER = 0, -1
+"""Which of the usable CPUs an end of request and response runs on: the first and the last. Two ends that
+happen to share a CPU answer each other in a quarter of the time, which no two nodes do, and the scheduler
+changes its mind."""
+
+
+def pin(which: int) -> None:
+    """Keeps this process on one of the CPUs that it may use."""
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[which]})
+
+
+@click.group()
+def main() -> None:
+    """One end of a load."""
+
+
+@main.command()
+@click.argument("address")
+@click.argument("port", type=int)
+@click.argument("size", type=int)
+@click.argument("seconds", type=float)
+@click.argument("flows", type=int)
+def udp_generator(address: str, port: int, size: int, seconds: float, flows: int) -> None:
+    """Send UDP payloads of SIZE bytes as fast as possible."""
+    with udp.Generator(address, port, flows) as source:
+        work(lambda: source.generate(size, seconds))
+
+
+@main.command()
+@click.argument("port", type=int)
+def udp_sink(port: int) -> None:
+    """Count UDP packets until no more come."""
+    with udp.sink(port) as endpoint:
+        work(lambda: udp.count(endpoint))
+
+
+@main.command()
+@click.argument("address")
+@click.argument("port", type=int)
+@click.argument("seconds", type=float)
+def tcp_client(address: str, port: int, seconds: float) -> None:
+    """Exchange one byte at a time."""
+    endpoint = tcp.client(address, port)
+    pin(CLIENT)
+    work(lambda: endpoint.exchange(seconds))
+
+
+@main.command()
+@click.argument("port", type=int)
+def tcp_server(port: int) -> None:
+    """Echo bytes to one client."""
+    with tcp.server(port) as endpoint:
+        pin(SERVER)
+        work(lambda: tcp.echo(endpoint))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:
+        sys.exit(str(error))

@@ -1,0 +1,76 @@
+"""Processor time and memory, from /proc.
+
+A worker's time includes what the kernel does in its system calls, packet processing up to the receiving
+socket included. What the kernel does elsewhere (`direct`, `vxlan`) shows only in the machine's time, which
+also has the load generators and whatever else runs: compare it between systems, and measure on a quiet
+machine."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+"""Clock ticks a second, the unit of /proc/stat and /proc/PID/stat."""
+BUSY = (0, 1, 2, 5, 6)
+"""user, nice, system, irq and softirq of the line `cpu` in /proc/stat; user has the guests' time in it."""
+STEAL = 7
+
+
+@dataclass
+class Used:
+    """Processor seconds used while a block ran.
+
+    `processes` is None where none were watched; `stolen` is what the hypervisor gave to other machines.
+    """
+
+    processes: float | None = None
+    machine: float = 0.0
+    stolen: float = 0.0
+
+
+@contextmanager
+def metered(pids: Iterable[int]) -> Iterator[Used]:
+    """Fills in, when the block ends, what the processes and the whole machine used.
+
+    Raises FileNotFoundError if a process has ended.
+    """
+    used, watched = Used(), list(pids)
+    processes, (busy, stolen) = _processes(watched), _machine()
+    yield used
+    if watched:
+        used.processes = _processes(watched) - processes
+    after = _machine()
+    used.machine, used.stolen = after[0] - busy, after[1] - stolen
+
+
+def busy_percent(seconds: float = 1.0) -> float:
+    """How much of the machine's processor time is used while nothing is measured, over so many seconds."""
+    with metered(()) as used:
+        time.sleep(seconds)
+    return 100 * used.machine / (seconds * (os.cpu_count() or 1))
+
+
+def _processes(pids: Iterable[int]) -> float:
+    """Processor seconds of processes so far, all their threads, without their children."""
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])  # utime, stime: fields 14 and 15 of proc(5)
+    return total / TICKS
+
+
+def _machine() -> tuple[float, float]:
+    """Busy and stolen processor seconds of the machine so far."""
+    fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return sum(fields[index] for index in BUSY) / TICKS, fields[STEAL] / TICKS
+
+
+def pss_mib(pid: int) -> float:
+    """A process's memory, pages shared with others counted in part (PSS), in MiB. Raises OSError."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/{pid}/smaps_rollup: expected a line Pss")

@@ -1,0 +1,125 @@
+"""Results as tables: on the terminal with rich, in the documentation as Markdown."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from perf.results import BASELINE, Memory, Result, Spread
+from perf.scenarios import SCENARIOS
+from perf.thresholds import SYSTEM, Verdict, judge
+
+NOTHING = "–"
+"""Where there is no number."""
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+"""Marks in a page around what `inserted` writes."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text, first column words, the others numbers."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def grids(result: Result) -> list[Grid]:
+    """All tables of a result that have rows."""
+    every = [comparison(result), memory(result)]
+    if SYSTEM in result.plan.systems:
+        every.append(verdicts(judge(result)))
+    return [grid for grid in every if grid.rows]
+
+
+def comparison(result: Result) -> Grid:
+    """A row a metric: median (least–most) on each system, and the appliance's ratio to the baseline.
+
+    The first metric of a scenario gives its row the scenario's name; those after it are marked with a dot.
+    """
+    plan = result.plan
+    title = f"medians (least–most) of {plan.repeats} repeats of {plan.seconds} s"
+    ratio = (f"{SYSTEM} / {BASELINE}",) if {SYSTEM, BASELINE} <= set(plan.systems) else ()
+    return Grid(title, ("", *plan.systems, *ratio), tuple(_rows(result, bool(ratio))))
+
+
+def _rows(result: Result, ratio: bool) -> Iterator[tuple[str, ...]]:
+    for scenario in SCENARIOS:
+        for metric in scenario.metrics:
+            first = metric is scenario.metrics[0]
+            name = f"{scenario.sentence}, {metric.unit}" if first else f"· {metric.title}, {metric.unit}"
+            spreads = [result.spread(scenario.name, system, metric.key) for system in result.plan.systems]
+            cells = [_number(spread, metric.digits) for spread in spreads]
+            if any(spreads):
+                ratios = [_number(result.ratio(scenario.name, SYSTEM, metric.key), 2)] if ratio else []
+                yield (name, *cells, *ratios)
+
+
+def _number(spread: Spread | None, digits: int) -> str:
+    """`median (least–most)`."""
+    if spread is None:
+        return NOTHING
+    return f"{spread.median:.{digits}f} ({spread.low:.{digits}f}–{spread.high:.{digits}f})"
+
+
+def memory(result: Result) -> Grid:
+    """A row a kind of process: how many there are, and what they hold."""
+    kinds = dict.fromkeys((each.system, each.node, each.role) for each in result.memory)
+    rows = (_held(kind, [it for it in result.memory if (it.system, it.node, it.role) == kind]) for kind in kinds)
+    return Grid("memory (PSS)", ("", "processes", "MiB each"), tuple(rows))
+
+
+def _held(kind: tuple[str, str, str], members: list[Memory]) -> tuple[str, str, str]:
+    each = ", ".join(f"{member.pss_mib:.0f}" for member in members)
+    return f"{' '.join(kind)}", str(len(members)), each
+
+
+def verdicts(found: Iterable[Verdict]) -> Grid:
+    """A row a threshold."""
+    rows = tuple((it.threshold.sentence, *_outcome(it)) for it in found)
+    return Grid("thresholds", ("", "measured", ""), rows)
+
+
+def _outcome(verdict: Verdict) -> tuple[str, str]:
+    """The number, and what it means."""
+    if verdict.value is None:
+        return NOTHING, "not measured"
+    return f"{verdict.value.median:.2f}", "met" if verdict.met else "missed"
+
+
+def show(console: Console, result: Result) -> None:
+    """Prints the tables, and what failed."""
+    for grid in grids(result):
+        table = Table(*(escape(word) for word in grid.head), title=grid.title, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in grid.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+    for sample in result.failures():
+        console.print(f"[red]failed[/]: {sample.scenario} on {sample.system}: {escape(sample.error)}")
+
+
+def markdown(result: Result) -> str:
+    """The machine, the command and the tables as Markdown."""
+    facts = "\n".join(f"| {key} | {value} |" for key, value in result.machine.items())
+    head = f"`{result.command}`, {result.started:%Y-%m-%d %H:%M} UTC, on\n\n| machine | |\n|---|---|\n{facts}\n"
+    return "\n".join([head, *(_markdown(grid) for grid in grids(result))])
+
+
+def _markdown(grid: Grid) -> str:
+    lines = [grid.head, ("---", *("--:" for _ in grid.head[1:])), *grid.rows]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"**{grid.title}**\n\n{table}\n"
+
+
+def inserted(page: str, result: Result) -> str:
+    """A page with the text between its marks replaced by a result. Raises ValueError for a page without
+    marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _old, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"expected the marks {BEGIN.strip()} and {END.strip()}")
+    return f"{before}{begin}{markdown(result)}{end}{after}"

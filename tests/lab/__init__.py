@@ -1,0 +1,1 @@
+"""The lab itself, and the appliance end to end inside it."""

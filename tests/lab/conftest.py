@@ -1,0 +1,53 @@
+"""One lab for all tests that only use it; tests that break or vary a lab build their own."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.lab import lifecycle
+from appliance.lab.files import ROOT as LABS
+from appliance.lab.lifecycle import Lab
+from appliance.lab.plan import Spec
+from tests.lab.helpers import NOTHING, leftovers
+
+Build = Callable[..., Lab]
+
+SHARED, VARIED, BROKEN = (f"{letter}{os.getpid()}" for letter in "efg")
+"""Names of this run's labs: the one that all tests use, and those that single tests build."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_labs_of_killed_runs() -> None:
+    """Removes the labs of test runs that were killed; their names tell the process."""
+    for directory in LABS.glob("[efg]*") if os.geteuid() == 0 else ():
+        run = re.fullmatch(r"[efg]([0-9]+)", directory.name)
+        if run is not None and not Path("/proc", run[1]).exists():
+            lifecycle.down(directory.name)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two nodes with two workers each, an instance of the demo service on each."""
+    try:
+        yield lifecycle.up(Spec(name=SHARED, workers=(2,)))
+    finally:
+        lifecycle.down(SHARED)
+    assert leftovers(SHARED) == NOTHING
+
+
+@pytest.fixture
+def build() -> Iterator[Build]:
+    """Builds a lab of the wanted kind for one test."""
+
+    def up(**spec: Any) -> Lab:
+        return lifecycle.up(Spec(name=VARIED, **spec))
+
+    try:
+        yield up
+    finally:
+        lifecycle.down(VARIED)
+    assert leftovers(VARIED) == NOTHING

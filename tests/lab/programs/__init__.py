@@ -1,0 +1,1 @@
+"""Programs that tests run inside containers: `python -m tests.lab.programs.NAME`."""

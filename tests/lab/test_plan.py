@@ -1,0 +1,163 @@
+"""What a lab consists of: pure, so every size is tried without building one."""
+
+from ipaddress import ip_address
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.lab.plan import (
+    INSTANCES_MAX,
+    NODES_MAX,
+    WEB_SERVICE,
+    WEB_V4,
+    WEB_V6,
+    Attached,
+    Setting,
+    Spec,
+    SpecError,
+    node_config,
+    owned,
+    setting,
+    table,
+    topology,
+)
+
+SIZES = [(1, 1), (2, 2), (3, 7), (1, 300), (250, 251), (1, INSTANCES_MAX), (NODES_MAX, INSTANCES_MAX)]
+
+
+@pytest.mark.parametrize(("nodes", "instances"), SIZES)
+def test_every_name_and_address_is_used_once(nodes: int, instances: int) -> None:
+    plan = topology(Spec(nodes=nodes, instances=instances))
+    assert len(plan.nodes) == nodes
+    assert len(plan.web) == instances
+    assert len(set(plan.namespaces)) == 1 + nodes + instances + nodes
+    for family in ("instance_v4", "instance_v6"):
+        addresses = {getattr(it, family) for it in plan.containers}
+        assert len(addresses) == len(plan.containers)
+        assert not addresses & {WEB_V4, WEB_V6}
+
+
+@pytest.mark.parametrize(("nodes", "instances"), SIZES)
+def test_a_nodes_subnet_holds_its_containers(nodes: int, instances: int) -> None:
+    plan = topology(Spec(nodes=nodes, instances=instances))
+    for node in plan.nodes[:20]:
+        containers = sum(it.node == node for it in plan.containers)
+        assert containers <= node.subnet_v4.num_addresses - 3
+        assert containers <= node.subnet_v6.num_addresses - 3
+
+
+def test_subnets_of_different_nodes_do_not_overlap() -> None:
+    plan = topology(Spec(nodes=40, instances=40 * 100))
+    for one, other in combinations(plan.nodes, 2):
+        assert not one.subnet_v4.overlaps(other.subnet_v4)
+        assert not one.subnet_v6.overlaps(other.subnet_v6)
+
+
+def test_the_usual_subnets_are_those_of_a_cluster() -> None:
+    first, second = topology(Spec()).nodes
+    assert [str(it) for it in (first.subnet_v4, first.subnet_v6)] == ["10.18.0.0/26", "fc00::/120"]
+    assert [str(it) for it in (second.subnet_v4, second.subnet_v6)] == ["10.18.0.64/26", "fc00::100/120"]
+
+
+def test_instances_go_round_the_nodes_and_each_node_has_a_client() -> None:
+    plan = topology(Spec(nodes=2, instances=3))
+    assert [(it.name, it.node.name) for it in plan.containers] == [
+        ("web0", "node1"),
+        ("web1", "node2"),
+        ("web2", "node1"),
+        ("client1", "node1"),
+        ("client2", "node2"),
+    ]
+    assert plan.client(2).name == "client2"
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 1000])
+def test_every_generated_configuration_is_valid(nodes: int) -> None:
+    plan = topology(Spec(nodes=nodes, instances=nodes))
+    for node in (plan.nodes[0], plan.nodes[-1]):
+        config = node_config(plan, node, Path("/run/edge-lab/lab") / node.name)
+        assert config.node.address == node.underlay_v4
+        assert config.network.subnet_v6 == node.subnet_v6
+
+
+def test_tunnels_over_ipv6() -> None:
+    plan = topology(Spec(tunnel="v6"))
+    assert node_config(plan, plan.nodes[1], Path("/x")).node.address == ip_address("2001:db8::2")
+
+
+def test_settings_reach_the_configuration() -> None:
+    settings = (setting("offload.udp_gso=false"), setting("log.level=debug"), setting("workers.cpus=[0]"))
+    plan = topology(Spec(workers=(3,), settings=settings))
+    config = node_config(plan, plan.nodes[0], Path("/x"))
+    assert (config.offload.udp_gso, config.log.level, config.workers.cpus) == (False, "debug", (0,))
+    assert config.workers.count == 3
+
+
+def test_nodes_may_differ_in_their_workers() -> None:
+    plan = topology(Spec(nodes=4, workers=(1, 2)))
+    assert [node_config(plan, it, Path("/x")).workers.count for it in plan.nodes] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("text", ["offload.udp_gso", "udp_gso=false", "=", "a.b.c=1", ""])
+def test_what_is_no_setting_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"expected section\.key=value"):
+        setting(text)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "complaint"),
+    [
+        (Setting("offload", "udp_gsoo", True), "offload.udp_gsoo"),
+        (Setting("tunnel", "port", 0), "tunnel.port"),
+        (Setting("offlod", "udp_gso", True), "offlod"),
+    ],
+)
+def test_a_wrong_setting_is_named(chosen: Setting, complaint: str) -> None:
+    plan = topology(Spec(settings=(chosen,)))
+    with pytest.raises(SpecError, match=f"set: {complaint}"):
+        node_config(plan, plan.nodes[0], Path("/x"))
+
+
+@pytest.mark.parametrize("name", ["", "Lab", "lab-2", "1lab", "a" * 13, "lab\n"])
+def test_a_name_that_namespaces_could_confuse_is_refused(name: str) -> None:
+    with pytest.raises(SpecError, match="name: expected"):
+        Spec(name=name)
+
+
+@pytest.mark.parametrize("size", [{"nodes": 0}, {"nodes": NODES_MAX + 1}, {"instances": 0}])
+def test_sizes_have_limits(size: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=f"{next(iter(size))}: expected 1 to"):
+        Spec(**size)
+
+
+def test_a_lab_owns_its_own_namespaces_and_no_others() -> None:
+    plan = topology(Spec(name="lab"))
+    assert all(owned("lab", it) for it in plan.namespaces)
+    others = topology(Spec(name="lab2")).namespaces
+    assert not any(owned("lab", it) for it in (*others, "lab", "lab-", "lab-other", "lab-node1x", "xlab-node1"))
+
+
+def test_the_table_says_where_each_instance_is() -> None:
+    plan = topology(Spec(nodes=2, instances=2, tunnel="v6"))
+    attached = [Attached(it.name, f"10.18.0.{n}", None) for n, it in enumerate(plan.containers, 2)]
+    web, client = table(plan, attached, port=50104)
+    assert web["app_name"] == WEB_SERVICE
+    assert web["instance_list"][1] == {
+        "instance_number": 1,
+        "namespace_ip": "10.18.0.3",
+        "namespace_ip_v6": None,
+        "host_ip": "2001:db8::2",
+        "host_port": 50104,
+        "service_ip": [
+            {"IpType": "RR", "Address": str(WEB_V4), "Address_v6": "fdff:2000::30"},
+            {"IpType": "instance_ip", "Address": "10.30.0.2", "Address_v6": "fdff::2"},
+        ],
+    }
+    assert [it["service_ip"][0]["IpType"] for it in client["instance_list"]] == ["instance_ip", "instance_ip"]
+
+
+def test_what_is_not_attached_is_not_in_the_table() -> None:
+    plan = topology(Spec())
+    assert [it["instance_list"] for it in table(plan, [], port=1)] == [[], []]

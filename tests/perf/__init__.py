@@ -1,0 +1,1 @@
+"""Tests of the measurement: its statistics, its generators, and that it leaves nothing behind."""

@@ -1,0 +1,91 @@
+"""The generators against their counterparts over loopback, and iperf3's report."""
+
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from perf.load import iperf, tcp, udp
+from perf.load.sockets import limit
+from perf.load.tool import ToolError
+
+MORE_THAN_A_DATAGRAM_HOLDS = 65_536
+
+
+@pytest.mark.parametrize("flows", [1, 3, 64])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_sink_counts_every_packet_that_the_generator_sent(address, flows):
+    found = []
+    with udp.sink(0) as sink:
+        thread = threading.Thread(target=lambda: found.append(udp.count(sink)))
+        thread.start()
+        with udp.Generator(address, sink.getsockname()[1], flows) as source:
+            sent = source.generate(64, 0.05)
+        thread.join(10)
+    assert sent.packets > udp.BATCH
+    assert sent.refused == 0
+    assert found[0].packets == sent.packets
+    assert 0 < found[0].seconds < sent.seconds + udp.IDLE
+
+
+def test_a_packet_has_the_size_that_was_asked_for():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 0))
+        limit(sink, 1)
+        with udp.Generator("127.0.0.1", sink.getsockname()[1]) as source:
+            source.generate(64, 0.001)
+        assert len(sink.recv(2048)) == 64
+
+
+def test_flows_take_turns_with_a_packet_each():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 0))
+        limit(sink, 1)
+        with udp.Generator("127.0.0.1", sink.getsockname()[1], flows=udp.BATCH) as source:
+            source.generate(64, 0.002)
+        ports = [sink.recvfrom(2048)[1][1] for _ in range(2 * udp.BATCH)]
+    assert len(set(ports)) == udp.BATCH
+    assert ports[: udp.BATCH] == ports[udp.BATCH :]
+
+
+def test_refused_packets_are_not_counted_as_sent():
+    with udp.Generator("127.0.0.1", 9) as source:
+        sent = source.generate(MORE_THAN_A_DATAGRAM_HOLDS, 0.005)
+    assert sent.packets == 0
+    assert sent.refused >= udp.BATCH
+
+
+def test_round_trips_are_measured_over_several_connections(monkeypatch):
+    monkeypatch.setattr(tcp, "CONNECTIONS", 3)
+    echoed = []
+    with tcp.server(0) as server:
+        thread = threading.Thread(target=lambda: echoed.append(tcp.echo(server)))
+        thread.start()
+        exchanged = tcp.client("127.0.0.1", server.getsockname()[1]).exchange(0.15)
+        thread.join(10)
+    assert exchanged.exchanges > 3
+    assert echoed[0].exchanges > exchanged.exchanges, "the warm-up is not among the round trips"
+    ordered = list(exchanged.percentiles.values())
+    assert ordered == sorted(ordered)
+    assert exchanged.seconds <= 0.15
+
+
+def test_a_server_that_stays_silent_is_an_error(monkeypatch):
+    monkeypatch.setattr(tcp, "WAIT", 0.05)
+    monkeypatch.setattr("perf.load.sockets.WAIT", 0.05)
+    with tcp.server(0) as server:
+        client = tcp.client("127.0.0.1", server.getsockname()[1])
+        with pytest.raises(OSError, match="expected an answer"):
+            client.exchange(1)
+
+
+def test_percentiles_are_of_the_round_trips_themselves():
+    found = tcp.summary(np.arange(1_000, 101_001, 1_000, dtype=np.int64))
+    assert found.percentiles == {"p50": 51.0, "p90": 91.0, "p99": 100.0, "p99.9": 100.9, "p100": 101.0}
+    assert found.exchanges == 101
+
+
+def test_iperf3_says_what_it_lacked():
+    with pytest.raises(ToolError, match="unable to connect"):
+        iperf.parsed({"start": {}, "error": "unable to connect to server"})

@@ -1,0 +1,85 @@
+"""The statistics over a result, its judgement and its tables."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from perf import report
+from perf.results import Plan, Result, Sample, Spread
+from perf.thresholds import Threshold, judge
+
+
+def result(*samples: tuple[str, str, int, dict[str, float]], repeats: int = 3) -> Result:
+    return Result(
+        started=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+        command="python -m perf run",
+        machine={"cpus": 2},
+        systems={},
+        plan=Plan(systems=("vxlan", "appliance"), scenarios=("tcp1",), repeats=repeats, seconds=3),
+        samples=tuple(Sample(scenario=a, system=b, repeat=c, values=d) for a, b, c, d in samples),
+        memory=(),
+    )
+
+
+def tcp1(vxlan: list[float], appliance: list[float]) -> Result:
+    pairs = (("vxlan", vxlan), ("appliance", appliance))
+    return result(*(("tcp1", name, i, {"gbit_s": v}) for name, values in pairs for i, v in enumerate(values)))
+
+
+def test_ratios_are_taken_inside_a_repeat():
+    slower_every_time = tcp1([10.0, 4.0, 8.0], [5.0, 2.0, 4.4])
+    ratio = slower_every_time.ratio("tcp1", "appliance", "gbit_s")
+    assert ratio == pytest.approx(Spread(0.5, 0.5, 0.55))
+
+
+def test_a_repeat_without_its_pair_is_left_out():
+    half = result(
+        ("tcp1", "vxlan", 0, {"gbit_s": 10.0}),
+        ("tcp1", "appliance", 0, {"gbit_s": 6.0}),
+        ("tcp1", "appliance", 1, {"gbit_s": 1.0}),
+    )
+    assert half.ratio("tcp1", "appliance", "gbit_s") == Spread(0.6, 0.6, 0.6)
+
+
+def test_no_sample_is_no_spread():
+    assert tcp1([], []).spread("tcp1", "vxlan", "gbit_s") is None
+    assert tcp1([1.0], []).ratio("tcp1", "appliance", "gbit_s") is None
+
+
+@pytest.mark.parametrize(("sense", "met"), [("at least", True), ("at most", False)])
+def test_a_threshold_bounds_the_median(sense, met):
+    threshold = Threshold("tcp1", "gbit_s", "ratio", sense, 0.55, "one stream")
+    assert threshold.judge(tcp1([10, 10, 10], [1, 6, 9])).met is met
+
+
+def test_what_was_not_measured_is_not_met():
+    verdicts = judge(tcp1([10.0], [9.0]))
+    assert [(it.threshold.scenario, it.met) for it in verdicts if it.met] == [("tcp1", True)]
+    assert len(verdicts) > 1
+
+
+def test_a_result_survives_its_file(tmp_path: Path):
+    before = tcp1([10.0], [5.0])
+    before.save(tmp_path / "new" / "result.json")
+    assert Result.load(tmp_path / "new" / "result.json") == before
+
+
+def test_the_comparison_has_a_row_for_each_metric_that_was_measured():
+    grid = report.comparison(tcp1([10.0, 12.0, 14.0], [5.0, 6.0, 7.0]))
+    assert grid.head == ("", "vxlan", "appliance", "appliance / vxlan")
+    assert grid.rows == (("TCP, one stream, Gbit/s", "12.00 (10.00–14.00)", "6.00 (5.00–7.00)", "0.50 (0.50–0.50)"),)
+
+
+def test_a_page_keeps_all_but_what_is_between_the_marks():
+    page = f"before\n{report.BEGIN}stale\n{report.END}after\n"
+    written = report.inserted(page, tcp1([10.0], [5.0]))
+    assert written.startswith(f"before\n{report.BEGIN}`python -m perf run`, 2026-01-02 03:04 UTC")
+    assert written.endswith(f"{report.END}after\n")
+    assert "stale" not in written
+    assert report.inserted(written, tcp1([10.0], [5.0])) == written
+
+
+def test_a_page_without_marks_is_refused():
+    with pytest.raises(ValueError, match="expected the marks"):
+        report.inserted("nothing", tcp1([10.0], [5.0]))

@@ -1,0 +1,103 @@
+"""That a measurement's network is what it says it is, and is removed."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pyroute2 import netns
+
+from appliance.lab.processes import inside
+from perf import net, topology
+from perf.load.tool import ROOT
+from perf.systems.direct import Direct
+from perf.systems.vxlan import Vxlan
+from perf.topology import PLAN, Subnet
+
+pytestmark = pytest.mark.root
+
+
+def ours() -> list[str]:
+    return [name for name in netns.listnetns() if name.startswith(net.PREFIX)]
+
+
+@pytest.fixture
+def nodes():
+    with net.workspace():
+        topology.build([], lambda _: None, appliance=False)
+        yield
+    assert ours() == []
+
+
+@pytest.mark.parametrize("system", [Direct(), Vxlan()], ids=lambda it: it.name)
+def test_the_client_reaches_the_server_in_both_families(nodes, system):
+    path = system.set_up()
+    for address in (path.address_v4, path.address_v6):
+        net.run(*inside(path.client, ["ping", "-c", "1", "-W", "3", address]))
+
+
+def test_vxlan_is_really_on_the_underlay(nodes):
+    path = Vxlan().set_up()
+    before = topology.underlay_traffic()
+    net.run(*inside(path.client, ["ping", "-c", "3", "-i", "0.1", "-s", "1000", path.address_v4]))
+    outer = 14 + 20 + 8 + 8 + 14 + 20 + 8 + 1000
+    assert (topology.underlay_traffic() - before).octets >= 3 * outer
+
+
+def test_offloads_are_as_before_afterwards(nodes):
+    node = PLAN.nodes[0].namespace
+    with topology.cutting_underlay():
+        cut = net.run(*inside(node, ["ethtool", "-k", "uplink"]))
+    after = net.run(*inside(node, ["ethtool", "-k", "uplink"]))
+    for line in ("tx-tcp-segmentation: {}", "tx-udp-segmentation: {}", "generic-segmentation-offload: {}"):
+        assert line.format("off") in cut
+        assert line.format("on") in after
+    assert "generic-receive-offload: on" in cut
+    assert "generic-receive-offload: off" in after
+
+
+def test_subnets_of_systems_and_nodes_differ():
+    assert Subnet(91, 1).prefixes == ("10.91.1.0/24", "2001:db8:91:1::/64")
+    assert Subnet(92, 2).host(1) == ("10.92.2.1/24", "2001:db8:92:2::1/64")
+
+
+def test_two_measurements_do_not_share_a_machine(nodes):
+    with pytest.raises(net.NetError, match="no other measurement"), net.workspace():
+        pytest.fail("entered twice")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(number):
+    argv = [sys.executable, "-m", "perf", "run", "--systems", "direct", "--scenarios", "tcp1", "--seconds", "30"]
+    run = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 30
+        while not _streaming() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert _streaming()
+        run.send_signal(number)
+        assert run.wait(20) != 0
+    finally:
+        run.kill()
+        run.communicate()
+    assert ours() == []
+
+
+def test_the_next_run_removes_what_a_killed_one_left():
+    net.add_namespace(net.PREFIX + "direct1")
+    sleeper = subprocess.Popen(inside(net.PREFIX + "direct1", ["sleep", "60"]))
+    time.sleep(0.2)
+    with net.workspace():
+        assert ours() == []
+    assert sleeper.wait(5) == -signal.SIGTERM
+
+
+def _streaming() -> bool:
+    """Whether a client of ours sends."""
+    return any(b"-J" in _command(pid) for pid in netns.ns_pids().get(net.PREFIX + "direct2", []))
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
