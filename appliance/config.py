@@ -235,6 +235,12 @@ class Tunnel(Section):
         ge=0,
         le=SOURCE_PORTS_MAX,
     )
+    learn_hosts: Literal["known", "any", "off"] = _key(
+        "known",
+        "Whose packets teach where their senders live, so that an answer needs no question to the cluster. known: those "
+        "of the cluster's nodes, and packets from anybody else are dropped; any: everybody's, only for an underlay that "
+        "nobody else can send on; off: nobody's, and only senders that the tables have are let in.",
+    )
     mtu: int = _key(
         1450,
         "MTU inside the overlay: of the TUN device, the bridge and the containers' links. The underlay "
@@ -297,6 +303,7 @@ class Tables(Section):
 
     hosts: int = _key(65536, "Namespace addresses of all nodes.", unit="addresses", ge=16, le=HOSTS_MAX)
     services: int = _key(16384, "ServiceIPs.", unit="addresses", ge=16, le=4_194_304)
+    nodes: int = _key(8192, "Nodes of the cluster.", unit="nodes", ge=16, le=1_048_576)
     backends: int = _key(131072, "Backends of all ServiceIPs together.", unit="backends", ge=16, le=16_777_216)
     static: OptionalPath = _key(
         "", "JSON file with hosts and services: a list of table-query results. Empty: none.", reloadable=True

@@ -107,7 +107,7 @@ class Supervisor:
         self._stack.callback(self.pool.close)
         self.publisher = Publisher(self._capacity(), self.pool.announced)
         self._stack.callback(self.publisher.close)
-        self.publisher.set_ranges(self.config.network.services)
+        self.publisher.set_ranges(self.config.network.services, self.config.network.overlay)
         self.catalogue = Catalogue(self.publisher)
         await self._start_environment()
         self._stack.push_async_callback(self.pool.stop)
@@ -127,7 +127,7 @@ class Supervisor:
 
     def _capacity(self) -> layout.Capacity:
         tables = self.config.tables
-        return layout.Capacity(tables.hosts, tables.services, tables.backends)
+        return layout.Capacity(tables.hosts, tables.services, tables.backends, tables.nodes)
 
     def _open_tun(self, workers: int) -> TunDevice:
         tun = TunDevice(self.config.network.tun, workers)

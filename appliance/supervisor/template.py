@@ -46,6 +46,7 @@ class Spawn:
     hosts: int
     services: int
     choices: int
+    nodes: int
     flows: int
     udp_gso: bool
     coalesce: bool
@@ -144,7 +145,7 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
 
     named = dict(zip(DESCRIPTORS, fds, strict=False))
     sources = tuple(fds[len(DESCRIPTORS) :])
-    tables = read.attach(named["tables"], layout.Capacity(spawn.hosts, spawn.services, spawn.choices))
+    tables = read.attach(named["tables"], layout.Capacity(spawn.hosts, spawn.services, spawn.choices, spawn.nodes))
     records = segment.arrays(named["records"], [("records", flow.FLOW, spawn.flows)], writable=True)["records"]
     counts = segment.arrays(named["counters"], counters.SECTIONS, writable=True)["counters"]
     control = segment.arrays(named["control"], memory.SECTIONS, writable=False)["control"]

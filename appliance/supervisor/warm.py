@@ -27,7 +27,7 @@ def compile_kernels() -> None:
     from appliance.observe import counters
     from appliance.tables import layout, publish, read
 
-    capacity = layout.Capacity(16, 16, 16)
+    capacity = layout.Capacity(16, 16, 16, 16)
     publisher = publish.Publisher(capacity)
     fd = publisher.descriptor()
     control = np.zeros(memory.CONTROL_COUNT, np.int64)
@@ -50,12 +50,14 @@ def compile_publisher() -> None:
     from ipaddress import ip_address
 
     from appliance.tables import layout
-    from appliance.tables.catalogue import Catalogue, Host, Service
+    from appliance.tables.catalogue import Catalogue, Host, Node, Service
     from appliance.tables.publish import Publisher
 
-    publisher = Publisher(layout.Capacity(16, 16, 16))
+    publisher = Publisher(layout.Capacity(16, 16, 16, 16))
     address = ip_address("10.18.0.2")
     catalogue = Catalogue(publisher)
     catalogue.replace([Host(address, address, 1)], [Service(address, "rr", (address,))])
+    catalogue.replace_nodes([Node(address, 1)])
     catalogue.replace([], [])
+    catalogue.replace_nodes([])
     publisher.close()

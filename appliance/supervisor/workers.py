@@ -207,6 +207,7 @@ class WorkerPool:
             capacity.hosts,
             capacity.services,
             capacity.choices,
+            capacity.nodes,
             self._config.workers.flows,
             self._offloads["udp_gso"],
             self._offloads["coalesce"],

@@ -49,6 +49,19 @@ class Service:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class Node:
+    """A node that packets may come from and go to. ``mtu``: of the path to it on the underlay, bytes, 0 if unknown.
+
+    ``ours``: it runs this appliance, and so translates an instance IP that is a packet's destination on the wire.
+    """
+
+    address: IPAddress
+    port: int
+    mtu: int = 0
+    ours: bool = False
+
+
 @dataclass
 class Change:
     """What one ``replace`` did."""
@@ -64,6 +77,7 @@ class Catalogue:
         self._publisher = publisher
         self._hosts: dict[IPAddress, Host] = {}
         self._services: dict[IPAddress, Service] = {}
+        self._nodes: dict[IPAddress, Node] = {}
         self._generations: dict[IPAddress, int] = {}
         self._ordinals: dict[IPAddress, int] = {}
         self._free_ordinals = list(range(publisher.capacity.services - 1, -1, -1))
@@ -78,6 +92,26 @@ class Catalogue:
     def services(self) -> Mapping[IPAddress, Service]:
         """Services in force, by ServiceIP."""
         return self._services
+
+    @property
+    def nodes(self) -> Mapping[IPAddress, Node]:
+        """Nodes in force, by underlay address."""
+        return self._nodes
+
+    def replace_nodes(self, nodes: Iterable[Node]) -> Change:
+        """Make these the nodes of the tables. Raises ``publish.TableFullError``."""
+        wanted = {node.address: node for node in nodes}
+        fresh = [node for node in wanted.values() if self._nodes.get(node.address) != node]
+        gone = [address for address in self._nodes if address not in wanted]
+        if fresh:
+            self._publisher.put_nodes(node_rows(fresh))
+            self._nodes.update((node.address, node) for node in fresh)
+        for address in gone:
+            self._publisher.remove_node(*layout.words(address))
+            del self._nodes[address]
+        changed = [f"node {node.address}" for node in fresh] + [f"node {address} removed" for address in gone]
+        epoch = self._publisher.publish() if changed else self._publisher.epoch
+        return Change(epoch, changed)
 
     def replace(self, hosts: Iterable[Host], services: Iterable[Service]) -> Change:
         """Make these the content of the tables. Raises ``publish.TableFullError``.
@@ -141,6 +175,12 @@ def _host_values(host: Host, generation: int) -> tuple[int, ...]:
     instance = layout.words(host.instance_ip) if host.instance_ip else (0, 0)
     flags = layout.HOST_LOCAL if host.local else 0
     return (*layout.words(host.address), *layout.words(host.node), *instance, generation, 0, host.port, flags, 0)
+
+
+def node_rows(nodes: Iterable[Node]) -> Any:
+    """Rows of ``layout.NODE``."""
+    rows = [(*layout.words(it.address), 0, it.mtu, it.port, layout.NODE_OURS if it.ours else 0, 0, 0) for it in nodes]
+    return np.array(rows, dtype=layout.NODE)
 
 
 def service_rows(services: list[Service], ordinals: Mapping[IPAddress, int]) -> Any:

@@ -14,11 +14,17 @@ from typing import Final
 import numpy as np
 
 MAGIC: Final = 0x4544474554424C31  # "EDGETBL1"
-VERSION: Final = 1
+VERSION: Final = 2
 
 # Words of the header, an int64 array.
 H_MAGIC, H_VERSION, H_EPOCH, H_SEED, H_HOSTS, H_HOST_MASK, H_SERVICES, H_SERVICE_MASK, H_CHOICES = range(9)
 H_RANGES: Final = 9  # number of ServiceIP ranges in use
+H_NODES: Final = 10
+H_NODE_MASK: Final = 11
+H_GATEWAY4: Final = 12  # this node's own addresses inside the overlay: low word of the IPv4 one, then both of the IPv6 one
+H_GATEWAY6_HI: Final = 13
+H_GATEWAY6_LO: Final = 14
+H_OVERLAYS: Final = 15  # number of overlay ranges in use
 H_WORDS: Final = 16
 
 HOST_LOCAL: Final = 1  # flag: the address is on this node
@@ -61,11 +67,26 @@ SERVICE: Final = np.dtype(
 # A place of a choice list: the namespace address of a backend. Weights are expressed by repetition.
 CHOICE: Final = np.dtype([("address_hi", "i8"), ("address_lo", "i8")])
 
-# A ServiceIP range: prefix words and mask words.
+NODE_OURS: Final = 1  # flag: runs this appliance, so an instance IP may be a packet's destination on the wire
+
+NODE: Final = np.dtype(
+    [
+        ("address_hi", "i8"),
+        ("address_lo", "i8"),  # underlay address: the key
+        ("next", "u4"),
+        ("mtu", "u4"),  # of the path to it, bytes of an IP packet on the underlay; 0: unknown
+        ("port", "u2"),  # its tunnel port, host order
+        ("flags", "u2"),
+        ("reserved", "u4"),
+        ("reserved2", "i8", 4),
+    ]
+)
+
+# A range of addresses: prefix words and mask words.
 RANGE: Final = np.dtype([("hi", "i8"), ("lo", "i8"), ("mask_hi", "i8"), ("mask_lo", "i8")])
 RANGES_MAX: Final = 16
 
-assert HOST.itemsize == SERVICE.itemsize == 64  # one cache line each
+assert HOST.itemsize == SERVICE.itemsize == NODE.itemsize == 64  # one cache line each
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,7 @@ class Capacity:
     hosts: int = 65_536
     services: int = 16_384
     choices: int = 131_072
+    nodes: int = 8_192
 
 
 Section = tuple[str, "np.dtype[np.void] | np.dtype[np.int64] | np.dtype[np.uint32]", int]
@@ -90,11 +112,14 @@ def sections(capacity: Capacity) -> list[Section]:
     return [
         ("header", np.dtype(np.int64), H_WORDS),
         ("ranges", RANGE, RANGES_MAX),
+        ("overlays", RANGE, RANGES_MAX),
         ("host_buckets", np.dtype(np.uint32), buckets_for(capacity.hosts)),
         ("hosts", HOST, capacity.hosts),
         ("service_buckets", np.dtype(np.uint32), buckets_for(capacity.services)),
         ("services", SERVICE, capacity.services),
         ("choices", CHOICE, capacity.choices),
+        ("node_buckets", np.dtype(np.uint32), buckets_for(capacity.nodes)),
+        ("nodes", NODE, capacity.nodes),
     ]
 
 

@@ -20,7 +20,7 @@ from numba import njit
 from appliance.dataplane.native import release, store_release
 from appliance.tables import layout, segment
 from appliance.tables.buddy import Buddy
-from appliance.tables.layout import IPNetwork
+from appliance.tables.layout import IPAddress, IPNetwork
 from appliance.tables.read import Tables, _find, mix
 
 ASLEEP = (1 << 63) - 1  # announced by a reader that holds no reference
@@ -117,9 +117,11 @@ class Publisher:
         self._tables = Tables(**segment.arrays(self._fd, layout.sections(capacity), writable=True))
         self._write_header()
         seed = int(self._tables.header[layout.H_SEED])
-        masks = (int(self._tables.header[layout.H_HOST_MASK]), int(self._tables.header[layout.H_SERVICE_MASK]))
-        self._hosts = _Entries("hosts", self._tables.host_buckets, self._tables.hosts, masks[0], seed)
-        self._services = _Entries("services", self._tables.service_buckets, self._tables.services, masks[1], seed)
+        tables, masks = self._tables, (layout.H_HOST_MASK, layout.H_SERVICE_MASK, layout.H_NODE_MASK)
+        host_mask, service_mask, node_mask = (int(tables.header[mask]) for mask in masks)
+        self._hosts = _Entries("hosts", tables.host_buckets, tables.hosts, host_mask, seed)
+        self._services = _Entries("services", tables.service_buckets, tables.services, service_mask, seed)
+        self._nodes = _Entries("nodes", tables.node_buckets, tables.nodes, node_mask, seed)
         self._choices = Buddy(capacity.choices)
         self._retired: deque[tuple[int, Callable[[list[int]], None], list[int]]] = deque()
 
@@ -129,6 +131,8 @@ class Publisher:
         header[layout.H_HOST_MASK] = layout.buckets_for(self.capacity.hosts) - 1
         header[layout.H_SERVICE_MASK] = layout.buckets_for(self.capacity.services) - 1
         header[layout.H_CHOICES] = self.capacity.choices
+        header[layout.H_NODES] = self.capacity.nodes
+        header[layout.H_NODE_MASK] = layout.buckets_for(self.capacity.nodes) - 1
         header[layout.H_SEED] = np.frombuffer(os.urandom(8), dtype=np.int64)[0]
         header[layout.H_VERSION], header[layout.H_EPOCH] = layout.VERSION, 1
         header[layout.H_MAGIC] = layout.MAGIC
@@ -137,14 +141,28 @@ class Publisher:
         """A new read-only descriptor of the tables, for a reader. The caller closes it."""
         return segment.readonly(self._fd)
 
-    def set_ranges(self, networks: Iterable[IPNetwork]) -> None:
-        """Set the ServiceIP ranges; before the first reader attaches."""
-        rows = [layout.range_row(network) for network in networks]
-        if len(rows) > layout.RANGES_MAX:
-            raise TableFullError(f"network.services: expected at most {layout.RANGES_MAX} ranges, got {len(rows)}")
-        for i, row in enumerate(rows):
-            self._tables.ranges[i] = row
-        self._tables.header[layout.H_RANGES] = len(rows)
+    def set_ranges(self, services: Iterable[IPNetwork], overlay: Iterable[IPNetwork] = ()) -> None:
+        """Set the ranges of ServiceIPs and of the overlay; before the first reader attaches."""
+        self._set_ranges("services", list(services), self._tables.ranges, layout.H_RANGES)
+        self._set_ranges("overlay", list(overlay), self._tables.overlays, layout.H_OVERLAYS)
+
+    def _set_ranges(self, name: str, networks: list[IPNetwork], ranges: Any, count: int) -> None:
+        if len(networks) > layout.RANGES_MAX:
+            raise TableFullError(f"network.{name}: expected at most {layout.RANGES_MAX} ranges, got {len(networks)}")
+        for i, network in enumerate(networks):
+            ranges[i] = layout.range_row(network)
+        self._tables.header[count] = len(networks)
+
+    def set_gateways(self, addresses: Iterable[IPAddress]) -> None:
+        """Set this node's own addresses inside the overlay, from which it answers containers: the first of each family.
+
+        A reader may see an old and a new half of an IPv6 address for one packet; nothing but the sender's name in an
+        ICMP message depends on it.
+        """
+        header = self._tables.header
+        found = {address.version: layout.words(address) for address in reversed(list(addresses))}
+        _, header[layout.H_GATEWAY4] = found.get(4, (0, 0))
+        header[layout.H_GATEWAY6_HI], header[layout.H_GATEWAY6_LO] = found.get(6, (0, 0))
 
     def put_hosts(self, rows: Any) -> None:
         """Insert or replace hosts; ``rows``: an array of ``layout.HOST`` with different addresses.
@@ -156,6 +174,17 @@ class Publisher:
     def remove_host(self, hi: int, lo: int) -> None:
         """Remove a host, if it is there."""
         self._retire(self._hosts.free, self._hosts.remove(hi, lo))
+
+    def put_nodes(self, rows: Any) -> None:
+        """Insert or replace nodes; ``rows``: an array of ``layout.NODE`` with different addresses.
+
+        Raises TableFullError; then the rows before the one that did not fit are in the table.
+        """
+        self._retire(self._nodes.free, [p for chunk in self._chunks(self._nodes, rows) for p in self._nodes.put(chunk)])
+
+    def remove_node(self, hi: int, lo: int) -> None:
+        """Remove a node, if it is there."""
+        self._retire(self._nodes.free, self._nodes.remove(hi, lo))
 
     def put_services(self, rows: Any, choices: Sequence[Any]) -> None:
         """Insert or replace ServiceIPs; ``choices``: for each row an array of ``layout.CHOICE``.

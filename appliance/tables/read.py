@@ -7,7 +7,15 @@ from numba import njit
 
 from appliance.dataplane.native import load_acquire, view
 from appliance.tables import layout, segment
-from appliance.tables.layout import H_EPOCH, H_HOST_MASK, H_RANGES, H_SEED, H_SERVICE_MASK
+from appliance.tables.layout import (
+    H_EPOCH,
+    H_HOST_MASK,
+    H_NODE_MASK,
+    H_OVERLAYS,
+    H_RANGES,
+    H_SEED,
+    H_SERVICE_MASK,
+)
 
 
 class Tables(NamedTuple):
@@ -15,11 +23,14 @@ class Tables(NamedTuple):
 
     header: Any
     ranges: Any
+    overlays: Any
     host_buckets: Any
     hosts: Any
     service_buckets: Any
     services: Any
     choices: Any
+    node_buckets: Any
+    nodes: Any
 
 
 def attach(fd: int, capacity: layout.Capacity) -> Tables:
@@ -78,17 +89,27 @@ def choices(w):
     return view(w.choices_at, w.choices_count, layout.CHOICE)
 
 
+@njit
+def nodes(w):
+    """Node entries."""
+    return view(w.nodes_at, w.nodes_count, layout.NODE)
+
+
 LOCATIONS = [
     ("header_at", "i8"),
     ("ranges_at", "i8"),
+    ("overlays_at", "i8"),
     ("host_buckets_at", "i8"),
     ("hosts_at", "i8"),
     ("service_buckets_at", "i8"),
     ("services_at", "i8"),
     ("choices_at", "i8"),
+    ("node_buckets_at", "i8"),
+    ("nodes_at", "i8"),
     ("hosts_count", "i8"),
     ("services_count", "i8"),
     ("choices_count", "i8"),
+    ("nodes_count", "i8"),
 ]
 
 
@@ -96,7 +117,7 @@ def locate(w: Any, tables: Tables) -> None:
     """Write into a worker's record where the arrays of a mapping lie. The caller keeps the mapping alive."""
     for name, array in tables._asdict().items():
         w[f"{name}_at"] = array.ctypes.data
-    for name in ("hosts", "services", "choices"):
+    for name in ("hosts", "services", "choices", "nodes"):
         w[f"{name}_count"] = len(getattr(tables, name))
 
 
@@ -117,10 +138,29 @@ def find_service(w, hi, lo):
 
 
 @njit
+def find_node(w, hi, lo):
+    """Index of the node entry of an underlay address, or -1."""
+    mask = header(w)[H_NODE_MASK]
+    buckets = view(w.node_buckets_at, mask + 1, np.uint32)
+    return _find(buckets, nodes(w), mix(hi, lo, header(w)[H_SEED]) & mask, hi, lo)
+
+
+@njit
 def in_service_range(w, hi, lo):
     """Whether an address belongs to one of the ServiceIP ranges."""
-    ranges = view(w.ranges_at, layout.RANGES_MAX, layout.RANGE)
-    for i in range(header(w)[H_RANGES]):
+    return _in_ranges(w.ranges_at, header(w)[H_RANGES], hi, lo)
+
+
+@njit
+def in_overlay(w, hi, lo):
+    """Whether an address belongs to one of the overlay's ranges."""
+    return _in_ranges(w.overlays_at, header(w)[H_OVERLAYS], hi, lo)
+
+
+@njit
+def _in_ranges(at, count, hi, lo):
+    ranges = view(at, layout.RANGES_MAX, layout.RANGE)
+    for i in range(count):
         row = ranges[i]
         if (hi & row.mask_hi) == row.hi and (lo & row.mask_lo) == row.lo:
             return True

@@ -16,7 +16,7 @@ from numba import njit
 from appliance.dataplane.native import fence, store_release
 from appliance.tables import layout, publish, read, segment
 from appliance.tables.buddy import Buddy
-from appliance.tables.catalogue import Catalogue, Host, Service, spread
+from appliance.tables.catalogue import Catalogue, Host, Node, Service, spread
 
 V4, V6 = ipaddress.IPv4Address, ipaddress.IPv6Address
 NODE = V4("192.0.2.1")
@@ -264,3 +264,31 @@ def test_buddy_blocks_never_overlap_and_merge_again() -> None:
         buddy.free(start)
     assert buddy.used == 0
     assert buddy.allocate(64) == 0
+
+
+
+@njit
+def node_of(records: Any, hi: int, lo: int) -> Any:
+    return read.find_node(records[0], hi, lo)
+
+
+def test_nodes_come_change_and_go() -> None:
+    publisher = publish.Publisher(SMALL)
+    record, tables = located(publisher)
+    known = Catalogue(publisher)
+    near, far = V4("192.0.2.1"), V6("2001:db8::2")
+
+    def entry(address: V4 | V6) -> Any:
+        number = int(node_of(record, *layout.words(address)))
+        return None if number < 0 else tables.nodes[number]
+
+    known.replace_nodes([Node(near, 50103), Node(far, 50104, mtu=1500, ours=True)])
+    found = entry(far)
+    assert (found["port"], found["mtu"], found["flags"]) == (50104, 1500, layout.NODE_OURS)
+    assert known.replace_nodes([Node(near, 50103), Node(far, 50104, mtu=1400)]).changed == [f"node {far}"]
+    assert known.replace_nodes(list(known.nodes.values())).changed == []
+    assert entry(far)["mtu"] == 1400
+    known.replace_nodes([Node(near, 50103)])
+    assert entry(far) is None
+    assert entry(near) is not None
+    assert list(known.nodes) == [near]
