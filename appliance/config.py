@@ -237,9 +237,9 @@ class Tunnel(Section):
     )
     learn_hosts: Literal["known", "any", "off"] = _key(
         "known",
-        "Whose packets teach where their senders live, so that an answer needs no question to the cluster. known: those "
-        "of the cluster's nodes, and packets from anybody else are dropped; any: everybody's, only for an underlay that "
-        "nobody else can send on; off: nobody's, and only senders that the tables have are let in.",
+        "Whose packets teach where their senders live, so that an answer needs no question to the cluster. "
+        "known: those of the cluster's nodes, and packets from anybody else are dropped; any: everybody's, only for an "
+        "underlay that nobody else can send on; off: nobody's, and only senders that the tables have are let in.",
     )
     mtu: int = _key(
         1450,

@@ -35,6 +35,38 @@ UDP_UNANSWERED: Final = 30 * SECOND  # RFC 4787 allows less than 2 min where not
 UDP_ANSWERED: Final = 180 * SECOND  # RFC 4787 REQ-5: not less than 2 min, 5 recommended, 3 common
 ICMP_TIMEOUT: Final = 30 * SECOND  # RFC 5508 REQ-1 wants at least 60 s for NATs; an echo here needs no port
 
+# --- misses and learned hosts ---------------------------------------------------------------------------------------
+
+HELD_ADDRESSES: Final = 256  # unknown addresses that a worker waits for at a time; a power of two
+HELD_EACH: Final = 64  # packets kept for one of them: a TCP opening needs 1, a burst of datagrams may need more
+HELD_NS: Final = 5 * SECOND  # the cluster's own time-out for a query
+HELD_FROM_WIRE: Final = 64  # of the addresses: those that packets of unknown nodes may take, so strangers cannot take all
+HELD_SLOT: Final = 2_048  # bytes of a place; larger packets take several
+HELD_SLOTS: Final = 1_024  # places of a worker: 2 MiB, touched only when used
+HELD_WINDOW: Final = 16  # places that an address may have in its table
+REFUSED_NS: Final = 1 * SECOND  # an address that nobody has is not asked for again so long
+MISS_RING: Final = 256  # reports to the supervisor that it has not read yet; a power of two
+REFUSAL_RING: Final = 256  # answers to a worker that it has not read yet; a power of two
+LEARNED_HOSTS: Final = 16_384  # senders that a worker remembers the node of; a power of two, 1 MiB
+LEARNED_WINDOW: Final = 4  # places that a sender may have in that cache: one lookup touches 4 cache lines at most
+LEARNED_NS: Final = 300 * SECOND  # longer than an idle UDP flow, so that a late answer still finds its way
+
+# --- fragments -------------------------------------------------------------------------------------------------------
+
+FRAGMENTED: Final = 32  # datagrams that a worker puts together at a time: 2 MiB, touched only when used
+FRAGMENTS_EACH: Final = 64  # pieces of one datagram: 64 KiB over a path of 1,280 bytes has 53
+FRAGMENT_NS: Final = 2 * SECOND  # pieces of one datagram arrive together; RFC 8200's 60 s only feeds attackers
+EXTENSIONS_MAX: Final = 4  # IPv6 extension headers of one packet: more than any sane stack sends (RFC 9098)
+
+# --- answers of our own ----------------------------------------------------------------------------------------------
+
+REPLY_SOURCES: Final = 256  # token buckets, by hash of the source that is answered; a power of two
+REPLY_BURST: Final = 10  # answers a source may get at once (RFC 1812 4.3.2.8 and RFC 4443 2.4(f) ask for a limit)
+REPLY_INTERVAL: Final = SECOND // 20  # then one each 50 ms
+REPLY_QUOTE_V4: Final = 548  # bytes of the packet that an ICMP error quotes: with headers 576 (RFC 1812 4.3.2.3)
+REPLY_QUOTE_V6: Final = 1_232  # with headers 1,280 (RFC 4443 2.4(c))
+IPV6_MTU_MIN: Final = 1_280  # RFC 8200 section 5
+
 # --- workers -------------------------------------------------------------------------------------------------------
 
 WORKERS_MAX: Final = 64  # queues of one TUN device are capped at 256; beyond 64 cores one UDP port is the bottleneck

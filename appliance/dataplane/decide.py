@@ -7,19 +7,30 @@ It is stored whole in the flow's record; packets only carry it out.
 import numpy as np
 from numba import njit
 
-from appliance.dataplane import flow
+from appliance.dataplane import flow, learn, misses
 from appliance.dataplane.balance import advance, round_robin
 from appliance.dataplane.memory import counters, positions
 from appliance.dataplane.steering import steer
 from appliance.dataplane.wire.checksum import delta, fold
 from appliance.observe.counters import COUNTS, Count, Drop
-from appliance.tables.layout import HOST_LOCAL
-from appliance.tables.read import choices, find_host, find_service, hosts, in_service_range, services
+from appliance.tables.layout import HOST_LOCAL, NODE_OURS, POLICY_INSTANCE
+from appliance.tables.read import (
+    choices,
+    find_host,
+    find_node,
+    find_service,
+    hosts,
+    in_service_range,
+    nodes,
+    services,
+)
 
 _SPOOFED, _NO_ROUTE = Drop.SPOOFED_SOURCE.value, Drop.NO_ROUTE.value
 _UNKNOWN, _NO_INSTANCE = Drop.UNKNOWN_SERVICE.value, Drop.NO_INSTANCE.value
 _REVERSE, _FULL = Drop.REVERSE_IN_USE.value, Drop.FLOW_TABLE_FULL.value
 _OPENED, _MOVED = COUNTS + Count.FLOWS_OPENED.value, COUNTS + Count.FLOWS_MOVED.value
+_ANY_SIZE = 65_535
+_OVERHEAD_V4, _OVERHEAD_V6 = 28, 48  # IP and UDP headers of the underlay
 _EVICTED, _LIVE = COUNTS + Count.FLOWS_EVICTED.value, COUNTS + Count.FLOWS_LIVE.value
 
 
@@ -50,6 +61,8 @@ def _refresh(w, number):
     """Compare a flow with tables that changed; False if its instance, or its own container, is gone."""
     f = flow.records(w)[number]
     own = find_host(w, f.local_hi, f.local_lo)
+    if f.flags & flow.LEARNED:
+        return _refresh_learned(w, f, own)
     target = find_host(w, f.target_hi, f.target_lo)
     if own < 0 or target < 0:
         return False
@@ -58,16 +71,47 @@ def _refresh(w, number):
         return False
     if not own_host.flags & HOST_LOCAL:
         return False
-    _set_node(f, host)
+    _set_node(w, f, host)
     f.epoch = w.state[0].epoch
     return True
 
 
 @njit
-def _set_node(f, host):
+def _refresh_learned(w, f, own):
+    """A flow to a learned host stays until the tables have the address themselves."""
+    if own < 0 or hosts(w)[own].generation != f.local_generation or not hosts(w)[own].flags & HOST_LOCAL:
+        return False
+    if find_service(w, f.dialled_hi, f.dialled_lo) >= 0:
+        return False
+    number = learn.find(w, f.dialled_hi, f.dialled_lo)
+    if number >= 0:
+        _set_learned_node(w, f, w.learned[number])
+    f.epoch = w.state[0].epoch
+    return True
+
+
+@njit
+def _set_node(w, f, host):
     """Where the target is; may change while the instance lives (a node gets another address)."""
     f.node_hi, f.node_lo, f.node_port = host.node_hi, host.node_lo, host.port
     f.flags = (f.flags & ~flow.LOCAL) | (flow.LOCAL if host.flags & HOST_LOCAL else 0)
+    f.mtu = _ANY_SIZE if f.flags & flow.LOCAL else path_mtu(w, f.node_hi, f.node_lo)
+
+
+@njit
+def _set_learned_node(w, f, learned):
+    f.node_hi, f.node_lo, f.node_port = learned.node_hi, learned.node_lo, learned.port
+    f.mtu = path_mtu(w, f.node_hi, f.node_lo)
+
+
+@njit
+def path_mtu(w, hi, lo):
+    """The largest packet that fits into a datagram to a node; where the path is unknown, any."""
+    number = find_node(w, hi, lo)
+    if number < 0 or nodes(w)[number].mtu == 0:
+        return np.int64(_ANY_SIZE)
+    overhead = _OVERHEAD_V4 if hi == 0 else _OVERHEAD_V6
+    return min(np.int64(_ANY_SIZE), np.int64(nodes(w)[number].mtu) - overhead)
 
 
 @njit
@@ -76,15 +120,20 @@ def _open(w, p):
     own = find_host(w, p.source_hi, p.source_lo)
     if own < 0 or not hosts(w)[own].flags & HOST_LOCAL:
         return -_SPOOFED
+    if misses.is_waited_for(w, p.destination_hi, p.destination_lo):
+        return -_UNKNOWN
     service = find_service(w, p.destination_hi, p.destination_lo)
     if service >= 0:
         return _open_service(w, p, own, service)
     target = find_host(w, p.destination_hi, p.destination_lo)
     if target >= 0:
         return _enter(w, p, own, target, False)
-    if in_service_range(w, p.destination_hi, p.destination_lo):
-        return -_UNKNOWN
-    return -_NO_ROUTE
+    if not in_service_range(w, p.destination_hi, p.destination_lo):
+        return -_NO_ROUTE
+    learned = learn.find(w, p.destination_hi, p.destination_lo)
+    if learned >= 0 and w.learned[learned].flags & NODE_OURS:
+        return _enter_learned(w, p, own, w.learned[learned])
+    return -_UNKNOWN
 
 
 @njit
@@ -102,7 +151,7 @@ def _open_service(w, p, own, service):
         if target < 0:
             continue
         usable += 1
-        peer_hi, peer_lo = _peer(hosts(w)[target])
+        peer_hi, peer_lo = peer_of(hosts(w)[target])
         if _is_reverse_free(w, p, peer_hi, peer_lo):
             advance(positions(w), ordinal)
             return _enter(w, p, own, target, True)
@@ -110,7 +159,7 @@ def _open_service(w, p, own, service):
 
 
 @njit
-def _peer(host):
+def peer_of(host):
     """From which address a host's answers come: its instance IP, or its own if it has none."""
     if host.instance_lo == 0 and host.instance_hi == 0:
         return host.address_hi, host.address_lo
@@ -139,34 +188,67 @@ def _is_reverse_free(w, p, peer_hi, peer_lo):
 
 @njit
 def _enter(w, p, own, target, translate):
-    """Write the decision into a record."""
+    """Write the decision for a known target into a record; the flow's number, or minus a ``Drop`` reason."""
+    number = _begin(w, p, own)
+    if number < 0:
+        return number
+    f, host = flow.records(w)[number], hosts(w)[target]
+    f.target_hi, f.target_lo = host.address_hi, host.address_lo
+    if translate:
+        f.source_hi, f.source_lo = peer_of(hosts(w)[own])
+        f.peer_hi, f.peer_lo = peer_of(host)
+    f.flags = 0 if translate else flow.DIRECT
+    f.generation = host.generation
+    _set_node(w, f, host)
+    _finish(w, number)
+    return number
+
+
+@njit
+def _enter_learned(w, p, own, learned):
+    """Write the decision for an instance IP that no table has: it goes to its node as it is."""
+    number = _begin(w, p, own)
+    if number < 0:
+        return number
+    f = flow.records(w)[number]
+    f.target_hi, f.target_lo = p.destination_hi, p.destination_lo
+    f.source_hi, f.source_lo = peer_of(hosts(w)[own])
+    f.flags, f.generation = flow.LEARNED, 0
+    _set_learned_node(w, f, learned)
+    _finish(w, number)
+    return number
+
+
+@njit
+def _begin(w, p, own):
+    """A record with what a packet alone tells, as if nothing were rewritten; or minus a ``Drop`` reason."""
     if w.free_count == 0:
         counters(w)[_EVICTED] += 1
     number = flow.allocate(w, w.state[0].now)
     if number < 0:
         counters(w)[_EVICTED] -= 1
-        return -_FULL
-    f, own_host, host = flow.records(w)[number], hosts(w)[own], hosts(w)[target]
+        return np.int64(-_FULL)
+    f = flow.records(w)[number]
     _match(f, p)
     f.source_hi, f.source_lo = p.source_hi, p.source_lo
-    f.target_hi, f.target_lo = host.address_hi, host.address_lo
     f.peer_hi, f.peer_lo = p.destination_hi, p.destination_lo
-    if translate:
-        f.source_hi, f.source_lo = _peer(own_host)
-        f.peer_hi, f.peer_lo = _peer(host)
+    f.local_generation = hosts(w)[own].generation
+    return number
+
+
+@njit
+def _finish(w, number):
+    """Derive the rest of a decision, and make it visible."""
+    f = flow.records(w)[number]
     _deltas(f)
-    f.flags = 0 if translate else flow.DIRECT
     if f.peer_lo != f.dialled_lo or f.peer_hi != f.dialled_hi:
         f.flags |= flow.TRANSLATES
-    _set_node(f, host)
-    f.generation, f.local_generation = host.generation, own_host.generation
-    f.steer = steer(f.target_hi, f.target_lo, p.source_port, p.destination_port)
+    f.steer = steer(f.target_hi, f.target_lo, np.int64(f.local_port), np.int64(f.remote_port))
     f.packets_out, f.packets_in, f.bytes_out, f.bytes_in = 0, 0, 0, 0
     f.epoch, f.deadline = w.state[0].epoch, w.state[0].now
     flow.commit(w, number, flow.OPENING)
     counters(w)[_OPENED] += 1
     counters(w)[_LIVE] = flow.live(w)
-    return number
 
 
 @njit
@@ -207,3 +289,19 @@ def is_local(w, hi, lo):
     """Whether an address belongs to a container of this node."""
     host = find_host(w, hi, lo)
     return host >= 0 and hosts(w)[host].flags & HOST_LOCAL != 0
+
+
+@njit
+def host_of(w, hi, lo):
+    """Index of the host entry that an address belongs to, be it a namespace address or an instance IP; or -1."""
+    number = find_host(w, hi, lo)
+    if number >= 0:
+        return number
+    service = find_service(w, hi, lo)
+    if service < 0:
+        return np.int64(-1)
+    entry = services(w)[service]
+    if entry.policy != POLICY_INSTANCE or entry.count == 0:
+        return np.int64(-1)
+    choice = choices(w)[np.int64(entry.choices)]
+    return find_host(w, choice.address_hi, choice.address_lo)

@@ -36,6 +36,7 @@ OUTBOUND, INBOUND = 1, 2  # sides of an index slot
 LOCAL = 1  # flag: the target is on this node
 TRANSLATES = 2  # flag: answers need the dialled address put back
 DIRECT = 4  # flag: a namespace address was dialled, and nothing is rewritten
+LEARNED = 8  # flag: no table has the dialled address; its node was learned, and translates it
 
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
 
@@ -74,7 +75,9 @@ FLOW = np.dtype(
         ("protocol", "u1"),
         ("flags", "u1"),
         ("state", "u1"),
-        ("reserved", "u1", 15),
+        ("reserved0", "u1"),
+        ("mtu", "u2"),  # largest packet that fits the path to the node, inside the tunnel
+        ("reserved", "u1", 12),
     ]
 )
 assert FLOW.itemsize == 192
@@ -340,8 +343,8 @@ def touch(f, outbound, tcp_flags, now):
             rest = limits.TCP_OPENING
         elif f.state == CLOSING:
             rest = limits.TCP_CLOSING
-    elif f.protocol == UDP:
-        rest = limits.UDP_ANSWERED if f.state == ANSWERED else limits.UDP_UNANSWERED
-    else:
+    elif f.protocol == ICMP or f.protocol == ICMP6:
         rest = limits.ICMP_TIMEOUT
+    else:
+        rest = limits.UDP_ANSWERED if f.state == ANSWERED else limits.UDP_UNANSWERED
     f.deadline = now + rest

@@ -8,18 +8,20 @@ train is one packet.
 3. owner      a packet that a sibling owns goes to it (``dataplane`` says why), unless it has already been passed on
               once
 4. merge      a segment that continues the open merge joins it, and is done
-5. flow       an answer gets the address back that the container dialled; anything else needs a local destination
-6. write      as the beginning of a new merge, or by itself
+5. source     the node that sent it is the one where the packet's source is (``source``)
+6. flow       an answer gets the address back that the container dialled; anything else needs a local destination
+7. write      as the beginning of a new merge, or by itself; in pieces if it came in pieces
 """
 
 import numpy as np
 from numba import njit
 
-from appliance.dataplane import flow, libc, merge, rewrite, run
-from appliance.dataplane.classify import classify
-from appliance.dataplane.decide import inbound_flow, is_local
+from appliance.dataplane import error, flow, fragment, handed, libc, merge, misses, rewrite, run
+from appliance.dataplane.classify import ERROR, FRAGMENT, UDP, WHOLE, classify
+from appliance.dataplane.decide import host_of, inbound_flow, is_local
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, be16, le64
+from appliance.dataplane.source import check_source, is_from
 from appliance.dataplane.state import (
     CONTROL_LENGTH,
     CONTROL_WORDS,
@@ -32,8 +34,11 @@ from appliance.dataplane.state import (
 from appliance.dataplane.steering import steer
 from appliance.observe.counters import COUNTS, FROM_TUN, FROM_WIRE, Count, Drop
 from appliance.tables import layout
+from appliance.tables.layout import HOST_LOCAL
+from appliance.tables.read import hosts, in_service_range
 
-_OK, _NOT_LOCAL = Drop.NONE.value, Drop.NOT_LOCAL.value
+_OK, _NOT_LOCAL, _NO_FLOW = Drop.NONE.value, Drop.NOT_LOCAL.value, Drop.ICMP_NO_FLOW.value
+_MALFORMED, _NESTED, _UNKNOWN_PEER = Drop.MALFORMED.value, Drop.NESTED_OVERLAY.value, Drop.UNKNOWN_PEER.value
 _READS, _PACKETS = COUNTS + Count.WIRE_READS.value, COUNTS + Count.WIRE_PACKETS.value
 _BYTES, _ERRORS = COUNTS + Count.WIRE_BYTES.value, COUNTS + Count.WIRE_ERRORS.value
 _HANDED = COUNTS + Count.HANDED_OVER.value
@@ -42,17 +47,24 @@ LOOPBACK_HI, LOOPBACK_LO = layout.words("127.0.0.1")
 
 
 @njit
-def inbound(w, limit):
-    """Take up to ``limit`` datagrams or trains from the wire; gives how many there were."""
-    state, messages = w.state[0], w.slot_messages
+def receive(w, fd, limit):
+    """Receive up to ``limit`` messages into the slots; how many there were."""
+    messages = w.slot_messages
     for i in range(limit):
         messages[MSGHDR_WORDS * i + CONTROL_LENGTH] = 8 * CONTROL_WORDS
         messages[MSGHDR_WORDS * i + NAME_LENGTH] = NAME_SIZE
-    count = libc.recvmmsg(w.libc, state.wire, address_of(messages, 0), limit)
+    count = libc.recvmmsg(w.libc, fd, address_of(messages, 0), limit)
     if count < 0:
         if libc.errno(w.libc) != libc.EAGAIN:
             counters(w)[_ERRORS] += 1
         return np.int64(0)
+    return count
+
+
+@njit
+def inbound(w, limit):
+    """Take up to ``limit`` datagrams or trains from the wire; gives how many there were."""
+    count = receive(w, w.state[0].wire, limit)
     for i in range(count):
         train(w, i)
     merge.flush(w)
@@ -61,19 +73,25 @@ def inbound(w, limit):
 
 
 @njit
+def received(w, slot):
+    """Bytes that a slot holds."""
+    return w.slot_messages[MSGHDR_WORDS * slot + RECEIVED] & 0xFFFFFFFF
+
+
+@njit
 def train(w, slot):
     """Handle what one slot holds."""
-    length = w.slot_messages[MSGHDR_WORDS * slot + RECEIVED] & 0xFFFFFFFF
+    length = received(w, slot)
     counters(w)[_READS] += 1
     counters(w)[_BYTES] += length
     size = _segment_size(w, slot, length)
-    passed_on = _is_handoff(w, slot)
+    passed_on = is_sibling(w, slot)
     start, at = slot * SLOT, 0
     if length == 0:
         counters(w)[_PACKETS] += 1
         counters(w)[FROM_WIRE + Drop.MALFORMED.value] += 1
     while at < length:
-        packet(w, start + at, min(size, length - at), passed_on)
+        packet(w, w.slots, start + at, min(size, length - at), passed_on, 0)
         at += size
 
 
@@ -91,60 +109,126 @@ def _segment_size(w, slot, length):
 
 
 @njit
-def _is_handoff(w, slot):
-    """Whether a sibling sent this: from the loopback, and from a port that only siblings hold."""
-    at = NAME_SIZE * slot
-    if le64(w.slot_names, at + 8) != LOOPBACK_HI or le64(w.slot_names, at + 16) != LOOPBACK_LO:
+def is_sibling(w, slot):
+    """Note who sent what a slot holds; whether it was a sibling: from the loopback, from a port that only they hold."""
+    at, state = NAME_SIZE * slot, w.state[0]
+    state.outer_port = be16(w.slot_names, at + 2)
+    state.outer_hi, state.outer_lo = le64(w.slot_names, at + 8), le64(w.slot_names, at + 16)
+    if state.outer_hi != LOOPBACK_HI or state.outer_lo != LOOPBACK_LO:
         return False
-    port = be16(w.slot_names, at + 2)
-    for known in w.handoff_ports:
-        if port == known:
+    for i in range(state.workers):
+        if state.outer_port == np.int64(w.handoff_ports[i]):
             return True
     return False
 
 
 @njit
-def packet(w, at, length, passed_on):
-    """Handle one packet at an offset of the receive slots."""
-    p, buffer = w.packet[0], w.slots
+def packet(w, buffer, at, length, passed_on, piece):
+    """Handle one packet at an offset of a buffer. ``piece``: not 0 if it was put together from pieces of this size."""
+    p = w.packet[0]
     counters(w)[_PACKETS] += 1
     reason = classify(buffer, at, length, p, False)
+    if reason == _OK and p.kind != WHOLE and not passed_on:
+        reason = check_source(w, p)
     if reason != _OK:
-        counters(w)[FROM_WIRE + reason] += 1
+        _drop(w, buffer, p, reason)
         return
-    if w.state[0].workers > 1 and not passed_on and _hand_over(w, p):
+    p.piece = piece
+    if p.kind == FRAGMENT:
+        number = fragment.collect(w, buffer, p, FROM_WIRE)
+        if number < 0:
+            return
+        length = fragment.assemble(w, number, w.assembled, 0)
+        reason = classify(w.assembled, 0, length, p, False)
+        if reason == _OK and p.kind == FRAGMENT:
+            reason = _MALFORMED
+        if reason != _OK:
+            _drop(w, w.assembled, p, reason)
+            return
+        fragment.remember(w, p)
+        _enter(w, w.assembled, p, passed_on)
+        merge.flush(w)
+        run.flush(w)
         return
-    can = merge.can_merge(w, buffer, p)
+    _enter(w, buffer, p, passed_on)
+
+
+@njit
+def _enter(w, buffer, p, passed_on):
+    """Bring a good packet to its container, or to the sibling that owns its flow."""
+    if p.kind == ERROR:
+        deliver_error(w, buffer, p, passed_on)
+        return
+    if p.protocol == UDP and p.destination_port == w.state[0].port and not passed_on:
+        _drop(w, buffer, p, _NESTED)
+        return
+    if w.state[0].workers > 1 and not passed_on and not _owns(w, p):
+        reason = check_source(w, p)
+        if reason != _OK:
+            _drop(w, buffer, p, reason)
+        else:
+            _hand_over(w, buffer, p)
+        return
+    can = p.piece == 0 and merge.can_merge(w, buffer, p)
     if can and merge.joins(w, buffer, p):
         _account(w, w.merge[0].flow, p)
         merge.join(w, buffer, p)
         return
     merge.flush(w)
     number = inbound_flow(w, p)
-    if not _may_enter(w, p, number):
-        counters(w)[FROM_WIRE + _NOT_LOCAL] += 1
-        return
-    _account(w, number, p)
+    if not passed_on and not (number >= 0 and is_from(w, flow.records(w)[number])):
+        reason = check_source(w, p)
+        if reason != _OK:
+            _drop(w, buffer, p, reason)
+            return
     if can:
         merge.keep_origin(w, buffer, p)
+    if not _may_enter(w, p, number):
+        if not _translate(w, buffer, p):
+            counters(w)[FROM_WIRE + _NOT_LOCAL] += 1
+            return
+        if w.state[0].workers > 1 and not _owns(w, p):
+            _hand_over(w, buffer, p)
+            return
+        number = inbound_flow(w, p)
+    _account(w, number, p)
     _restore(w, buffer, p, number, False)
-    if can:
+    if p.piece:
+        fragment.write(w, buffer, p)
+    elif can:
         merge.begin(w, buffer, p, number)
     else:
         merge.write_packet(w, buffer, p)
 
 
 @njit
-def _hand_over(w, p):
-    """Pass a packet to the sibling that owns its flow; False if it is our own."""
+def _drop(w, buffer, p, reason):
+    """Count a packet that may not pass. One of a node that nobody told us of is kept, if its sender can be asked for."""
+    if reason == _UNKNOWN_PEER and p.kind == WHOLE and in_service_range(w, p.source_hi, p.source_lo):
+        handed.describe(w, misses.FROM_NODE)
+        if misses.hold(w, p.source_hi, p.source_lo, w.meta, buffer, p.at, p.length):
+            return
+    counters(w)[FROM_WIRE + reason] += 1
+
+
+@njit
+def _owns(w, p):
     state = w.state[0]
     owner = steer(p.destination_hi, p.destination_lo, p.source_port, p.destination_port) % state.workers
-    if owner == state.index:
-        return False
+    return owner == state.index
+
+
+@njit
+def _hand_over(w, buffer, p):
+    """Pass a packet to the sibling that owns its flow: through the tunnel port where the kernel can tell whom."""
+    state = w.state[0]
+    if p.extended or p.piece:
+        owner = steer(p.destination_hi, p.destination_lo, p.source_port, p.destination_port) % state.workers
+        handed.pass_on(w, owner, misses.FROM_NODE, buffer, p.at, p.length)
+        return
     counters(w)[_HANDED] += 1
     run.prepare(w, state.handoff, LOOPBACK_HI, LOOPBACK_LO, state.port, p.length)
-    run.add(w, address_of(w.slots, p.at), p.length, 0, 0)
-    return True
+    run.add(w, address_of(buffer, p.at), p.length, 0, 0)
 
 
 @njit
@@ -153,6 +237,19 @@ def _may_enter(w, p, number):
     if number >= 0 and flow.records(w)[number].epoch == w.state[0].epoch:
         return True
     return is_local(w, p.destination_hi, p.destination_lo)
+
+
+@njit
+def _translate(w, buffer, p):
+    """Put a container's address in the place of its instance IP; False if that is none of this node's.
+
+    A node that learned where we are from our packets knows no other address of ours.
+    """
+    number = host_of(w, p.destination_hi, p.destination_lo)
+    if number < 0 or not hosts(w)[number].flags & HOST_LOCAL:
+        return False
+    rewrite.destination(buffer, p, hosts(w)[number].address_hi, hosts(w)[number].address_lo)
+    return True
 
 
 @njit
@@ -181,5 +278,37 @@ def deliver_super(w, at, p, partial):
         return
     _account(w, number, p)
     _restore(w, w.buffer, p, number, partial)
-    merge.write_super(w, w.buffer, at, p)
+    if p.piece:
+        merge.flush(w)
+        fragment.write(w, w.buffer, p)
+    else:
+        merge.write_super(w, w.buffer, at, p)
 
+
+@njit
+def deliver_error(w, buffer, p, passed_on):
+    """Bring an ICMP error to the container whose flow it is about, translated (``error``)."""
+    number = host_of(w, p.destination_hi, p.destination_lo)
+    if number < 0 or not hosts(w)[number].flags & HOST_LOCAL:
+        counters(w)[FROM_WIRE + _NOT_LOCAL] += 1
+        return
+    local_hi, local_lo = hosts(w)[number].address_hi, hosts(w)[number].address_lo
+    state = w.state[0]
+    owner = steer(local_hi, local_lo, p.inner_source_port, p.inner_destination_port) % state.workers
+    if owner != state.index and not passed_on:
+        handed.pass_on(w, owner, misses.FROM_NODE, buffer, p.at, p.length)
+        return
+    if not error.is_valid(buffer, p):
+        counters(w)[FROM_WIRE + _MALFORMED] += 1
+        return
+    number = error.find_inbound(w, p, local_hi, local_lo)
+    if number < 0:
+        counters(w)[FROM_WIRE + _NO_FLOW] += 1
+        return
+    f = flow.records(w)[number]
+    source_hi, source_lo = p.source_hi, p.source_lo
+    if source_lo == f.peer_lo and source_hi == f.peer_hi:
+        source_hi, source_lo = f.dialled_hi, f.dialled_lo
+    error.quote(w, buffer, p, f.local_hi, f.local_lo, f.dialled_hi, f.dialled_lo)
+    error.readdress(buffer, p, source_hi, source_lo, f.local_hi, f.local_lo)
+    merge.write_packet(w, buffer, p)

@@ -4,7 +4,7 @@
 through it, so a test puts the address of a function of its own into the array and makes ``sendmsg`` return EIO, or
 records what would have been sent. An indirect call costs about a nanosecond.
 
-System calls: read, writev, sendmsg, recvmmsg, epoll_wait, clock_gettime (the latter answered by the vDSO).
+System calls: read, write, writev, sendmsg, recvmmsg, epoll_wait, clock_gettime (the latter answered by the vDSO).
 """
 
 import ctypes
@@ -23,8 +23,8 @@ from appliance.dataplane.native import (
     int32_at,
 )
 
-READ, WRITEV, SENDMSG, RECVMMSG, WAIT, CLOCK, ERRNO = range(7)
-_NAMES = ("read", "writev", "sendmsg", "recvmmsg", "epoll_wait", "clock_gettime", "__errno_location")
+READ, WRITEV, SENDMSG, RECVMMSG, WAIT, CLOCK, ERRNO, WRITE = range(8)
+_NAMES = ("read", "writev", "sendmsg", "recvmmsg", "epoll_wait", "clock_gettime", "__errno_location", "write")
 
 EINTR, EIO, EAGAIN, EINVAL, EMSGSIZE, ENOBUFS = 4, 5, 11, 22, 90, 105
 MSG_DONTWAIT = 0x40
@@ -51,6 +51,12 @@ def read(libc, fd, address, length):
 
 
 @njit
+def write(libc, fd, address, length):
+    """write(2): bytes written, or -1 with errno set."""
+    return call_long3(libc[WRITE], fd, address, length)
+
+
+@njit
 def writev(libc, fd, iov, count):
     """writev(2): bytes written, or -1 with errno set."""
     return call_long3(libc[WRITEV], fd, iov, count)
@@ -69,9 +75,9 @@ def recvmmsg(libc, fd, messages, count):
 
 
 @njit
-def wait(libc, epoll, events, count):
-    """epoll_wait(2) without a time-out: number of ready descriptors, or -1 with errno set."""
-    return call_int4(libc[WAIT], epoll, events, count, -1)
+def wait(libc, epoll, events, count, milliseconds):
+    """epoll_wait(2): number of ready descriptors, or -1 with errno set. ``milliseconds``: -1 waits for ever."""
+    return call_int4(libc[WAIT], epoll, events, count, milliseconds)
 
 
 @njit

@@ -3,12 +3,19 @@
 import numpy as np
 from numba import njit
 
+from appliance import limits
 from appliance.dataplane.native import view
 from appliance.observe.counters import WORDS
 
-LOCATIONS = [("counters_at", "i8"), ("control_at", "i8"), ("positions_at", "i8"), ("positions_count", "i8")]
+LOCATIONS = [
+    ("counters_at", "i8"),
+    ("control_at", "i8"),
+    ("misses_at", "i8"),
+    ("positions_at", "i8"),
+    ("positions_count", "i8"),
+]
 
-CONTROL_COUNT = 8
+CONTROL_COUNT = 16 + 2 * limits.REFUSAL_RING  # a cache line of words, one of the refusals' count, the refusals (``misses``)
 SECTIONS = [("control", np.dtype(np.int64), CONTROL_COUNT)]
 STOP = 0  # word of ``control``: not 0 asks the worker to end
 

@@ -31,7 +31,7 @@ _UNKNOWN = -1  # id_step before the second segment
 @njit
 def can_merge(w, buffer, p):
     """Whether a packet may open or join a merge, by its own header alone."""
-    if w.state[0].coalesce == 0 or p.length <= p.header:
+    if w.state[0].coalesce == 0 or p.length <= p.header or p.extended:
         return False
     if p.version == 4 and (p.l4 - p.at != ipv4.HEADER_MIN or total(buffer, p.at, ipv4.HEADER_MIN) != 0xFFFF):
         return False
@@ -57,6 +57,8 @@ def joins(w, buffer, p):
         or payload > m.size
         or m.segments >= (limits.COALESCE_SEGMENTS if m.protocol == _TCP else limits.UDP_SEGMENTS_MAX)
         or m.header + m.payload + payload > limits.PACKET_MAX
+        or m.node_lo != w.state[0].outer_lo
+        or m.node_hi != w.state[0].outer_hi
     ):
         return False
     if p.protocol == _TCP and be32(buffer, p.l4 + tcp.SEQUENCE) != m.next_sequence:
@@ -153,6 +155,7 @@ def begin(w, buffer, p, number):
     m.segments, m.version, m.protocol = 0, p.version, p.protocol
     m.l4, m.header, m.size, m.payload = p.l4 - p.at, p.header, p.length - p.header, 0
     m.closed, m.id_step, m.flow = 0, _UNKNOWN, number
+    m.node_hi, m.node_lo = w.state[0].outer_hi, w.state[0].outer_lo
     if p.version == 4:
         m.next_id = ipv4.identification(buffer, p.at)
     if p.protocol == _TCP:
@@ -225,6 +228,14 @@ def write_super(w, buffer, at, p):
         put_le16(buffer, at + vnet.GSO_SIZE, 0)
     w.merge_iov[0], w.merge_iov[1] = address_of(buffer, at), vnet.LENGTH + p.length
     _write(w, 1, 1, vnet.LENGTH + p.length)
+
+
+@njit
+def write_bytes(w, address, length):
+    """Write a packet of our own, behind whatever is being merged; ``address``: of its virtio header."""
+    flush(w)
+    w.merge_iov[0], w.merge_iov[1] = address, length
+    _write(w, 1, 1, length)
 
 
 @njit

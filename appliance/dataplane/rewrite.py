@@ -8,13 +8,15 @@ from numba import njit
 
 from appliance.dataplane.native import le16, put_le16, put_le32, put_le64
 from appliance.dataplane.wire import ipv4, ipv6
-from appliance.dataplane.wire.checksum import adjust, adjust_partial
+from appliance.dataplane.wire.checksum import adjust, adjust_partial, delta
 
-_UDP, _V4 = 17, 4
+_V4 = 4
+_UDP, _UDP_LITE = 17, 136  # an all-zero checksum means something else in both (RFC 768, RFC 3828 section 3.1)
 
 
 @njit
-def _put_address(buffer, version, at, hi, lo):
+def put_address(buffer, version, at, hi, lo):
+    """Write the two words of an address into a packet of its family."""
     if version == _V4:
         put_le32(buffer, at, (lo >> 32) & 0xFFFFFFFF)
     else:
@@ -24,13 +26,13 @@ def _put_address(buffer, version, at, hi, lo):
 
 @njit
 def _put_source(buffer, p, hi, lo):
-    _put_address(buffer, p.version, p.at + (ipv4.SOURCE if p.version == _V4 else ipv6.SOURCE), hi, lo)
+    put_address(buffer, p.version, p.at + (ipv4.SOURCE if p.version == _V4 else ipv6.SOURCE), hi, lo)
     p.source_hi, p.source_lo = hi, lo
 
 
 @njit
 def _put_destination(buffer, p, hi, lo):
-    _put_address(buffer, p.version, p.at + (ipv4.DESTINATION if p.version == _V4 else ipv6.DESTINATION), hi, lo)
+    put_address(buffer, p.version, p.at + (ipv4.DESTINATION if p.version == _V4 else ipv6.DESTINATION), hi, lo)
     p.destination_hi, p.destination_lo = hi, lo
 
 
@@ -44,7 +46,7 @@ def _adjust(buffer, p, change, partial):
     if partial:
         adjust_partial(buffer, p.field, change)
         return
-    if p.protocol != _UDP:
+    if p.protocol != _UDP and p.protocol != _UDP_LITE:
         adjust(buffer, p.field, change)
     elif le16(buffer, p.field) != 0:  # zero: the sender computed none (RFC 768)
         adjust(buffer, p.field, change)
@@ -59,6 +61,14 @@ def outbound(buffer, p, f, partial):
     _put_destination(buffer, p, f.target_hi, f.target_lo)
     if f.delta_out != 0:
         _adjust(buffer, p, f.delta_out, partial)
+
+
+@njit
+def destination(buffer, p, hi, lo):
+    """Replace the destination alone: an instance IP by the namespace address that it stands for."""
+    change = delta(p.destination_hi, p.destination_lo, hi, lo)
+    _put_destination(buffer, p, hi, lo)
+    _adjust(buffer, p, change, False)
 
 
 @njit

@@ -13,7 +13,7 @@ stay in place until ``flush``; every stage flushes before it lets go of its buff
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import libc
+from appliance.dataplane import libc, misses
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, put_be16, put_le16, put_le64
 from appliance.dataplane.state import (
@@ -32,7 +32,8 @@ _CMSG_LENGTH, _CMSG_SPACE = 18, 24  # CMSG_LEN and CMSG_SPACE of a u16
 
 _CALLS, _PACKETS = COUNTS + Count.SENT_CALLS.value, COUNTS + Count.SENT_PACKETS.value
 _BYTES, _REFUSED = COUNTS + Count.SENT_BYTES.value, COUNTS + Count.GSO_REFUSED.value
-_FAILED = FROM_TUN + Drop.SEND_FAILED.value
+_FAILED, _TOO_BIG = FROM_TUN + Drop.SEND_FAILED.value, FROM_TUN + Drop.TOO_BIG.value
+_REPORT_NS = 20_000_000
 
 
 @njit
@@ -130,9 +131,22 @@ def _send_packet(w, run, segment):
     message[CONTROL], message[CONTROL_LENGTH] = 0, 0
     sent = libc.sendmsg(w.libc, run.fd, address_of(message, 0))
     if sent < 0:
+        if libc.errno(w.libc) == libc.EMSGSIZE:
+            _report_path(w, run)
+            return
         counters(w)[_FAILED] += 1
         return
     _account(w, 1, sent)
+
+
+@njit
+def _report_path(w, run):
+    """The path to a node is narrower than the tables say: have it measured, at most once in ``_REPORT_NS``."""
+    state = w.state[0]
+    counters(w)[_TOO_BIG] += 1
+    if state.now >= state.next_report:
+        state.next_report = state.now + _REPORT_NS
+        misses.report(w, misses.TOO_BIG, run.node_hi, run.node_lo)
 
 
 @njit

@@ -27,13 +27,13 @@ def _timer(period_ns: int) -> int:
     return fd
 
 
-def descriptor(tun: int, wire: int, wake: int) -> int:
+def descriptor(tun: int, wire: int, handoff: int, wake: int) -> int:
     """An epoll descriptor that is ready when a stage has work, when ``wake`` was written, and every ``limits.WAIT_NS``.
 
     It and its timer live as long as the process. Raises OSError.
     """
     epoll = select.epoll()
-    for fd in (tun, wire):
+    for fd in (tun, wire, handoff):
         epoll.register(fd, select.EPOLLIN)
     for fd in (wake, _timer(limits.WAIT_NS)):
         epoll.register(fd, select.EPOLLIN | select.EPOLLET)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from appliance import limits
-from appliance.dataplane import flow, libc, memory
+from appliance.dataplane import flow, learn, libc, memory, misses
 from appliance.dataplane.classify import PACKET
 from appliance.tables import layout, read
 
@@ -37,6 +37,19 @@ STATE = np.dtype(
         ("wire_hot", "i8"),
         ("tun_woken", "i8"),  # when it last had something
         ("wire_woken", "i8"),
+        ("polled", "i8"),  # when the descriptors were last asked what is ready
+        ("learn", "i8"),  # ``source.MODES``
+        ("fragmenting", "i8"),  # socket for what may be fragmented on the underlay
+        ("missed", "i8"),  # eventfd that tells the supervisor of misses
+        ("waiting", "i8"),  # addresses that are waited for, or were refused a moment ago
+        ("collecting", "i8"),  # datagrams whose fragments are being collected
+        ("refusals", "i8"),  # of the supervisor, as far as they were read
+        ("settled", "i8"),  # epoch at which those waiting were last looked for
+        ("next_settle", "i8"),
+        ("next_report", "i8"),
+        ("outer_hi", "i8"),  # who sent the datagram at hand
+        ("outer_lo", "i8"),
+        ("outer_port", "i8"),
     ]
 )
 
@@ -68,8 +81,36 @@ MERGE = np.dtype(
         ("id_step", "i8"),  # 0: constant, 1: counting, -1: not known yet
         ("closed", "i8"),
         ("flow", "i8"),
+        ("node_hi", "i8"),  # who sent the first segment
+        ("node_lo", "i8"),
     ]
 )
+
+# The fragments of one datagram (``fragment``).
+COLLECTION = np.dtype(
+    [
+        ("source_hi", "i8"),
+        ("source_lo", "i8"),
+        ("destination_hi", "i8"),
+        ("destination_lo", "i8"),
+        ("identification", "i8"),
+        ("protocol", "i8"),  # and the version and the stage, so that these never mix
+        ("deadline", "i8"),
+        ("end", "i8"),  # length of the datagram's data, 0 until the last fragment tells
+        ("received", "i8"),  # bytes of it
+        ("part", "i8"),  # bytes of the header that each fragment repeats; 0 until the first fragment tells
+        ("next_at", "i8"),  # IPv6: where in it the next header is named
+        ("piece", "i8"),  # size of the largest fragment
+        ("state", "i4"),
+        ("count", "i4"),
+        ("at", "u2", (limits.FRAGMENTS_EACH,)),  # where the data of each fragment lies
+        ("length", "u2", (limits.FRAGMENTS_EACH,)),
+    ]
+)
+FREE, COLLECTING, SPOILED = range(3)
+HEADROOM = 256  # bytes before the data, in which the header is put
+PART_MAX = limits.HEADER_MAX - 8  # of a header that each piece repeats, with an IPv6 fragment header behind it
+ROOM = HEADROOM + limits.PACKET_MAX + 1
 
 VECTORS = 2 * (limits.UDP_SEGMENTS_MAX + 1)  # each segment of a run is a header (or whole packet) and a payload
 MSGHDR_WORDS = 8  # struct mmsghdr; a msghdr is its first 7
@@ -79,7 +120,7 @@ CONTROL_WORDS = 8
 SLOT = 65_536  # bytes of a receive slot
 
 
-EVENTS = 4  # descriptors that a worker waits for: TUN, wire, wake, timer
+EVENTS = 5  # descriptors that a worker waits for: TUN, wire, hand-over, wake, timer
 # struct epoll_event is packed on x86-64 only (<sys/epoll.h>).
 EVENT_SIZE, EVENT_DATA = (12, 4) if platform.machine() == "x86_64" else (16, 8)
 
@@ -113,7 +154,27 @@ WORKER = np.dtype(
         ("slot_messages", "i8", (MSGHDR_WORDS * limits.WIRE_BATCH,)),
         ("slot_control", "i8", (CONTROL_WORDS * limits.WIRE_BATCH,)),
         ("slot_names", "u1", (NAME_SIZE * limits.WIRE_BATCH,)),
+        # hand-over between workers
+        ("hand_iov", "i8", (4,)),
+        ("hand_message", "i8", (MSGHDR_WORDS,)),
+        ("hand_name", "u1", (NAME_SIZE,)),
+        ("meta", "i8", (misses.META_WORDS,)),
+        # what waits, what was learned, what is being put together
+        ("waiting", misses.WAITING, (limits.HELD_ADDRESSES,)),
+        ("held_free", "i8"),
+        ("held_stack", "i4", (limits.HELD_SLOTS,)),
+        ("held_next", "i4", (limits.HELD_SLOTS,)),
+        ("held_more", "i4", (limits.HELD_SLOTS,)),
+        ("held_length", "i4", (limits.HELD_SLOTS,)),
+        ("learned", learn.LEARNED, (limits.LEARNED_HOSTS,)),
+        ("collections", COLLECTION, (limits.FRAGMENTED,)),
+        ("pieces", "i8", (4,)),
+        ("buckets", "i8", (limits.REPLY_SOURCES,)),
+        ("reply", "u1", (2_048,)),
         # packets
+        ("held", "u1", (limits.HELD_SLOT * limits.HELD_SLOTS,)),
+        ("collected", "u1", (ROOM * limits.FRAGMENTED,)),
+        ("assembled", "u1", (limits.PACKET_MAX + 1,)),
         ("buffer", "u1", (limits.READ_BUFFER,)),
         ("slots", "u1", (SLOT * limits.WIRE_BATCH,)),
     ]
@@ -128,6 +189,7 @@ class Worker(NamedTuple):
     flows: flow.FlowTable
     counters: Any
     control: Any
+    misses: Any
     positions: Any
 
 
@@ -140,6 +202,8 @@ class Descriptors:
     handoff: int
     epoll: int  # what the worker sleeps on (``sleep.descriptor``)
     sources: tuple[int, ...] = ()
+    fragmenting: int = -1
+    missed: int = -1
 
 
 @dataclass(frozen=True)
@@ -153,11 +217,18 @@ class Settings:
     coalesce: bool = True
     handoff_ports: tuple[int, ...] = ()
     seed: int = 0
+    learn: int = 0
     system_calls: Any = field(default_factory=libc.table)
 
 
 def make(
-    settings: Settings, descriptors: Descriptors, tables: read.Tables, records: Any, counters: Any, control: Any
+    settings: Settings,
+    descriptors: Descriptors,
+    tables: read.Tables,
+    records: Any,
+    counters: Any,
+    control: Any,
+    reports: Any,
 ) -> Worker:
     """A worker over its shared memory, with fresh scratch memory."""
     record = np.zeros(1, WORKER)
@@ -166,11 +237,14 @@ def make(
     flows = flow.make(w, records, settings.seed)
     positions = np.full(int(tables.header[layout.H_SERVICES]), settings.index, dtype=np.uint32)
     w["counters_at"], w["control_at"] = counters.ctypes.data, control.ctypes.data
+    w["misses_at"] = reports.ctypes.data
+    w["held_stack"], w["held_free"] = np.arange(limits.HELD_SLOTS)[::-1], limits.HELD_SLOTS
+    w["state"][0]["refusals"] = control[misses.REFUSALS]
     w["positions_at"], w["positions_count"] = positions.ctypes.data, len(positions)
     _set_state(w["state"][0], settings, descriptors)
     _set_arrays(w, settings, descriptors)
     _set_slots(record)
-    return Worker(record, tables, flows, counters, control, positions)
+    return Worker(record, tables, flows, counters, control, reports, positions)
 
 
 def _set_state(state: Any, settings: Settings, descriptors: Descriptors) -> None:
@@ -179,6 +253,8 @@ def _set_state(state: Any, settings: Settings, descriptors: Descriptors) -> None
     state["epoll"] = descriptors.epoll
     state["port"], state["source_ports"] = settings.port, len(descriptors.sources)
     state["udp_gso"], state["coalesce"] = settings.udp_gso, settings.coalesce
+    state["learn"] = settings.learn
+    state["fragmenting"], state["missed"] = descriptors.fragmenting, descriptors.missed
 
 
 def _set_arrays(w: Any, settings: Settings, descriptors: Descriptors) -> None:

@@ -1,32 +1,40 @@
-"""The worker's loop: two stages, and sleep when neither has work.
+"""The worker's loop: stages, and sleep when none has work.
 
 A stage whose descriptor wakes it rarely takes one packet and goes back to sleep: two system calls a packet beside the
 poll, which is what a request and its answer need. One that is woken again within ``_HOT_NS`` is *hot*: it drains its
-descriptor, up to a batch, before the other stage gets its turn. It cools down when a batch found one packet or none.
+descriptor, up to a batch, before the other stage gets its turn. It cools down when a batch found one packet or none. While
+one stage goes on without a pause, the descriptors are asked every ``_POLL_NS`` what else is ready.
 
-Before sleeping the worker announces that it holds no reference into the tables (``appliance.tables``), and after it the
-epoch that it starts with.
+Between batches, packets that waited for an address are sent on or given up (``misses``), and flows and fragments that are
+over are forgotten. Before sleeping the worker announces that it holds no reference into the tables
+(``appliance.tables``), and after it the epoch that it starts with.
 """
 
 import numpy as np
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import flow, libc
-from appliance.dataplane.inbound import inbound
+from appliance.dataplane import flow, fragment, handed, libc, merge, misses, run
+from appliance.dataplane.inbound import inbound, is_sibling, receive, received
+from appliance.dataplane.inbound import packet as from_node
 from appliance.dataplane.memory import STOP, control, counters
-from appliance.dataplane.native import address_of, fence, le32, load_acquire, store_release
-from appliance.dataplane.outbound import outbound
-from appliance.dataplane.state import EVENT_DATA, EVENT_SIZE, EVENTS
-from appliance.observe.counters import ANNOUNCED, COUNTS, HEARTBEAT, Count
+from appliance.dataplane.native import address_of, copy, fence, le32, le64, load_acquire, store_release
+from appliance.dataplane.outbound import accept, outbound, reject, reserve
+from appliance.dataplane.state import EVENT_DATA, EVENT_SIZE, EVENTS, SLOT
+from appliance.observe.counters import ANNOUNCED, COUNTS, FROM_WIRE, HEARTBEAT, Count, Drop
 from appliance.tables.publish import ASLEEP
-from appliance.tables.read import epoch
+from appliance.tables.read import epoch, find_host, find_node, find_service
 
 _HOT_NS = 20_000
 _SWEEP_NS = 4_000_000
+_POLL_NS = 50_000
+_SETTLE_NS = 100_000_000
+_HANDED_BATCH = limits.WIRE_BATCH
 _WAITS, _EXPIRED = COUNTS + Count.WAITS.value, COUNTS + Count.FLOWS_EXPIRED.value
 _LIVE = COUNTS + Count.FLOWS_LIVE.value
-_TUN_READY, _WIRE_READY = 1, 2
+_TUN_READY, _WIRE_READY, _HANDED_READY = 1, 2, 4
+_EVERYTHING = _TUN_READY | _WIRE_READY | _HANDED_READY
+_UNKNOWN_PEER, _MALFORMED = FROM_WIRE + Drop.UNKNOWN_PEER.value, FROM_WIRE + Drop.MALFORMED.value
 
 
 @njit(cache=True, nogil=True)
@@ -34,7 +42,7 @@ def work(workers):
     """Forward packets until the supervisor sets the stop word. ``workers``: an array of one worker's record."""
     w = workers[0]
     flow.rebuild(w)
-    ready = _TUN_READY | _WIRE_READY
+    ready = _EVERYTHING
     while load_acquire(control(w), STOP) == 0:
         begin_batch(w)
         again = 0
@@ -42,7 +50,9 @@ def work(workers):
             again |= outbound_turn(w)
         if ready & _WIRE_READY:
             again |= inbound_turn(w)
-        ready = again if again else wait(w)
+        if ready & _HANDED_READY:
+            again |= handed_turn(w)
+        ready = look(w, again) if again else wait(w)
     store_release(counters(w), ANNOUNCED, ASLEEP)
 
 
@@ -61,6 +71,79 @@ def begin_batch(w):
         state.next_sweep = state.now + _SWEEP_NS
         counters(w)[_EXPIRED] += flow.sweep(w, state.now, limits.SWEEP_STEP)
         counters(w)[_LIVE] = flow.live(w)
+        fragment.expire(w)
+    if state.waiting > 0:
+        settle(w)
+
+
+@njit
+def settle(w):
+    """Look whether an answer has come for an address that packets wait for."""
+    state = w.state[0]
+    written = misses.refusals(w)
+    if state.epoch == state.settled and written == state.refusals and state.now < state.next_settle:
+        return
+    state.settled, state.next_settle = state.epoch, state.now + _SETTLE_NS
+    _take_refusals(w, written)
+    for number in range(limits.HELD_ADDRESSES):
+        entry = w.waiting[number]
+        if entry.state == misses.FREE:
+            continue
+        if entry.state == misses.ASKED and _is_known(w, entry):
+            _go_on(w, misses.release(w, number))
+        elif entry.deadline <= state.now:
+            was_asked = entry.state == misses.ASKED
+            first = misses.refuse(w, number) if was_asked else misses.release(w, number)
+            _give_up(w, first)
+
+
+@njit
+def _take_refusals(w, written):
+    """Those of the supervisor's refusals that were not read yet; what the ring has lost is given up in its time."""
+    state = w.state[0]
+    first = max(state.refusals, written - limits.REFUSAL_RING)
+    state.refusals = written
+    for i in range(first, written):
+        hi, lo = misses.refused_at(w, i)
+        number = misses.find(w, hi, lo)
+        if number >= 0 and w.waiting[number].state == misses.ASKED and not _is_known(w, w.waiting[number]):
+            _give_up(w, misses.refuse(w, number))
+
+
+@njit
+def _is_known(w, entry):
+    """Whether the tables have an address now: as a destination, or as the source of a packet that was let wait."""
+    if find_service(w, entry.hi, entry.lo) >= 0 or find_host(w, entry.hi, entry.lo) >= 0:
+        return True
+    return entry.from_wire != 0 and find_node(w, entry.hi, entry.lo) >= 0
+
+
+@njit
+def _go_on(w, place):
+    """Send a chain of packets on its way, in the order in which they came."""
+    while place:
+        at = reserve(w)
+        place, length = misses.take(w, place, w.meta, w.buffer, at)
+        if handed.recall(w) == misses.FROM_CONTAINER:
+            accept(w, at, length, True, w.pieces[0])
+        else:
+            from_node(w, w.buffer, at, length, False, w.pieces[0])
+            merge.flush(w)
+            run.flush(w)
+    run.flush(w)
+    merge.flush(w)
+
+
+@njit
+def _give_up(w, place):
+    """Drop a chain of packets, and tell the containers that sent them."""
+    while place:
+        at = reserve(w)
+        place, length = misses.take(w, place, w.meta, w.buffer, at)
+        if handed.recall(w) == misses.FROM_CONTAINER:
+            reject(w, at, length)
+        else:
+            counters(w)[_UNKNOWN_PEER] += 1
 
 
 @njit
@@ -94,11 +177,53 @@ def inbound_turn(w):
 
 
 @njit
+def handed_turn(w):
+    """One batch of what siblings passed on; gives ``_HANDED_READY`` if there may be more."""
+    count = receive(w, w.state[0].handoff, _HANDED_BATCH)
+    for slot in range(count):
+        length, start = received(w, slot), slot * SLOT
+        if not is_sibling(w, slot) or length <= misses.META_LENGTH:
+            counters(w)[_MALFORMED] += 1
+            continue
+        for word in range(misses.META_WORDS):
+            w.meta[word] = le64(w.slots, start + 8 * word)
+        _take_handed(w, start + misses.META_LENGTH, length - misses.META_LENGTH)
+    merge.flush(w)
+    run.flush(w)
+    return _HANDED_READY if count == _HANDED_BATCH else 0
+
+
+@njit
+def _take_handed(w, start, length):
+    if handed.recall(w) == misses.FROM_CONTAINER:
+        at = reserve(w)
+        copy(w.buffer, at, w.slots, start, length)
+        accept(w, at, length, True, w.pieces[0])
+    else:
+        from_node(w, w.slots, start, length, True, w.pieces[0])
+
+
+@njit
+def look(w, again):
+    """What is ready beside the stages that have not finished: asked now and then, without sleeping."""
+    state = w.state[0]
+    if state.now - state.polled < _POLL_NS:
+        return np.int64(again)
+    state.polled = state.now
+    return again | _ready(w, 0)
+
+
+@njit
 def wait(w):
     """Sleep until a descriptor is ready; gives which stages have work."""
     store_release(counters(w), ANNOUNCED, ASLEEP)
     counters(w)[_WAITS] += 1
-    count = libc.wait(w.libc, w.state[0].epoll, address_of(w.events, 0), EVENTS)
+    return _ready(w, -1)
+
+
+@njit
+def _ready(w, milliseconds):
+    count = libc.wait(w.libc, w.state[0].epoll, address_of(w.events, 0), EVENTS, milliseconds)
     ready = 0
     for i in range(count):
         fd = le32(w.events, i * EVENT_SIZE + EVENT_DATA)
@@ -106,4 +231,6 @@ def wait(w):
             ready |= _TUN_READY
         elif fd == w.state[0].wire:
             ready |= _WIRE_READY
+        elif fd == w.state[0].handoff:
+            ready |= _HANDED_READY
     return np.int64(ready)

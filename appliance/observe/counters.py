@@ -18,7 +18,7 @@ class Drop(IntEnum):
 
     NONE = 0
     MALFORMED = 1
-    FRAGMENT = 2
+    FRAGMENT = 2  # overlapping, too many, or more than there is room for
     UNSUPPORTED_PROTOCOL = 3
     SPOOFED_SOURCE = 4
     NO_ROUTE = 5
@@ -29,6 +29,12 @@ class Drop(IntEnum):
     FLOW_TABLE_FULL = 10
     SEND_FAILED = 11
     TUN_WRITE_FAILED = 12
+    FRAGMENT_TIMEOUT = 13  # of a datagram that never became whole
+    UNKNOWN_PEER = 14  # the underlay's source is no node of the cluster
+    PEER_SPOOF = 15  # the sender inside is not at the node that sent it
+    NESTED_OVERLAY = 16  # a tunnel packet inside the tunnel
+    ICMP_NO_FLOW = 17  # an ICMP error about no live flow
+    TOO_BIG = 18  # for the path to the target's node; the sender was told
 
     @property
     def label(self) -> str:
@@ -61,6 +67,14 @@ class Count(IntEnum):
     GSO_REFUSED = 19  # trains that had to be sent one packet at a time
     TUN_ERRORS = 20  # reads that failed for another reason than an empty queue
     WIRE_ERRORS = 21
+    MISSES = 22  # addresses that the supervisor was asked about
+    MISSES_LOST = 23  # for which the ring to the supervisor had no room
+    HELD = 24  # packets kept until an address was known
+    LEARNED = 25  # senders whose node was learned from their packets
+    REPLIES = 26  # ICMP errors and TCP resets that we sent to containers
+    REPLIES_LIMITED = 27  # that we would have sent, had not the same source got so many
+    REASSEMBLED = 28  # datagrams put together from their fragments
+    TRANSLATED_ERRORS = 29  # ICMP errors with the packet inside translated
 
 
 # Words of the segment.

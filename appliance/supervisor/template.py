@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-DESCRIPTORS = ("tables", "records", "counters", "control", "tun", "wire", "handoff", "wake")  # then the sources
+DESCRIPTORS = ("tables", "records", "counters", "control", "misses", "tun", "wire", "handoff", "wake", "missed")  # then the sources
 _FDS_MAX = 128
 _MESSAGE_MAX = 65_536
 
@@ -52,6 +52,7 @@ class Spawn:
     coalesce: bool
     handoff_ports: tuple[int, ...]
     seed: int
+    learn: int
 
     def encode(self) -> bytes:
         """The message of the request."""
@@ -139,7 +140,7 @@ def _become_worker(spawn: Spawn, fds: list[int]) -> None:
 
 
 def _forward(spawn: Spawn, fds: list[int]) -> None:
-    from appliance.dataplane import flow, memory, sleep, state, worker
+    from appliance.dataplane import flow, memory, misses, sleep, state, worker
     from appliance.observe import counters
     from appliance.tables import layout, read, segment
 
@@ -149,6 +150,7 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
     records = segment.arrays(named["records"], [("records", flow.FLOW, spawn.flows)], writable=True)["records"]
     counts = segment.arrays(named["counters"], counters.SECTIONS, writable=True)["counters"]
     control = segment.arrays(named["control"], memory.SECTIONS, writable=False)["control"]
+    reports = segment.arrays(named["misses"], misses.SECTIONS, writable=True)["misses"]
     settings = state.Settings(
         index=spawn.index,
         workers=spawn.workers,
@@ -157,10 +159,13 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
         coalesce=spawn.coalesce,
         handoff_ports=spawn.handoff_ports,
         seed=spawn.seed,
+        learn=spawn.learn,
     )
-    epoll = sleep.descriptor(named["tun"], named["wire"], named["wake"])
-    descriptors = state.Descriptors(named["tun"], named["wire"], named["handoff"], epoll, sources)
-    made = state.make(settings, descriptors, tables, records, counts, control)
+    epoll = sleep.descriptor(named["tun"], named["wire"], named["handoff"], named["wake"])
+    descriptors = state.Descriptors(
+        named["tun"], named["wire"], named["handoff"], epoll, sources, missed=named["missed"]
+    )
+    made = state.make(settings, descriptors, tables, records, counts, control, reports)
     worker.work(made.record)
 
 

@@ -23,7 +23,7 @@ def compile_kernels() -> None:
     """Load the workers' loop, compiling it if the cache lacks it: run it with the stop word set."""
     import numpy as np
 
-    from appliance.dataplane import flow, memory, state, worker
+    from appliance.dataplane import flow, memory, misses, state, worker
     from appliance.observe import counters
     from appliance.tables import layout, publish, read
 
@@ -39,6 +39,7 @@ def compile_kernels() -> None:
         np.zeros(16, flow.FLOW),
         np.zeros(counters.WORDS, np.int64),
         control,
+        np.zeros(misses.RING_WORDS, np.int64),
     )
     worker.work(made.record)
     publisher.close()

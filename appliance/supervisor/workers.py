@@ -24,18 +24,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from appliance import limits
 from appliance.config import Config
 from appliance.dataplane import flow, memory
+from appliance.dataplane import misses as dataplane_misses
+from appliance.dataplane.source import MODES
 from appliance.environment.tun import TunDevice
 from appliance.observe import counters
+from appliance.supervisor import misses
 from appliance.supervisor.sockets import WorkerSockets
 from appliance.supervisor.template import Spawn
 from appliance.tables import segment
+from appliance.tables.layout import IPAddress
 from appliance.tables.publish import ASLEEP, Publisher
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ class Worker:
     records: Any
     counters: Any
     control: Any
+    reports: misses.Reports
     wake: int
     pid: int = 0
     started: float = 0.0
@@ -70,6 +75,7 @@ class Worker:
         for fd in self.fds.values():
             os.close(fd)
         os.close(self.wake)
+        self.reports.close()
         self.sockets.close()
 
 
@@ -86,12 +92,13 @@ def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: 
         "records": [("records", flow.FLOW, flows)],
         "counters": counters.SECTIONS,
         "control": memory.SECTIONS,
+        "misses": dataplane_misses.SECTIONS,
     }
     fds = {name: segment.create(f"edge-{name}-{index}", sections) for name, sections in layouts.items()}
-    records, counts, control = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
+    records, counts, control, reports = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
     counts[counters.ANNOUNCED] = ASLEEP
     wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    return Worker(index, cpu, queue, sockets, fds, records, counts, control, wake)
+    return Worker(index, cpu, queue, sockets, fds, records, counts, control, misses.Reports(reports), wake)
 
 
 class WorkerPool:
@@ -113,6 +120,10 @@ class WorkerPool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready = asyncio.Event()
         self._stopping = False
+        self.on_miss: Callable[[IPAddress], None] = lambda _address: None
+        """Called in the event loop for each address that a worker lacks; may repeat. ``answered`` ends the waiting."""
+        self.on_too_big: Callable[[IPAddress], None] = lambda _node: None
+        """Called in the event loop for a node whose path is narrower than its entry says; may repeat."""
 
     @property
     def workers(self) -> list[Worker]:
@@ -130,6 +141,7 @@ class WorkerPool:
         self._spawn_task(self._keep_template())
         await asyncio.wait_for(self._ready.wait(), TEMPLATE_READY_S)
         for worker in self._workers:
+            self._listen(worker)
             self._request(worker)
         async with asyncio.timeout(limits.WORKER_EXIT_S + TEMPLATE_READY_S):
             for worker in self._workers:
@@ -139,6 +151,26 @@ class WorkerPool:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    # --- misses --------------------------------------------------------------------------------------------------
+
+    def _listen(self, worker: Worker) -> None:
+        """Have a worker's reports read as they come."""
+        asyncio.get_running_loop().add_reader(worker.reports.descriptor, self._report, worker)
+
+    def _report(self, worker: Worker) -> None:
+        for kind, address in worker.reports.take():
+            if kind == dataplane_misses.ADDRESS:
+                self.on_miss(address)
+            else:
+                self.on_too_big(address)
+
+    def answered(self, address: IPAddress, found: bool) -> None:
+        """Say that the tables have an address now, or that nobody has it, to the workers that wait for it."""
+        for worker in self._workers:
+            if not found:
+                misses.refuse(worker.control, address)
+            os.eventfd_write(worker.wake, 1)
 
     # --- template ------------------------------------------------------------------------------------------------
 
@@ -213,11 +245,13 @@ class WorkerPool:
             self._offloads["coalesce"],
             self._handoff_ports,
             self._seed,
+            MODES[self._config.tunnel.learn_hosts],
         )
         tables = self._publisher.descriptor()
         socks = worker.sockets
-        fds = [tables, worker.fds["records"], worker.fds["counters"], worker.fds["control"], worker.queue]
-        fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, *(s.fileno() for s in socks.sources)]
+        fds = [tables, *(worker.fds[name] for name in ("records", "counters", "control", "misses")), worker.queue]
+        fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, worker.reports.descriptor]
+        fds += [sock.fileno() for sock in socks.sources]
         try:
             socket.send_fds(self._control, [spawn.encode()], fds)
         finally:
@@ -258,6 +292,7 @@ class WorkerPool:
         """Stop the workers and the template; those that do not listen are killed."""
         self._stopping = True
         for worker in self._workers:
+            asyncio.get_running_loop().remove_reader(worker.reports.descriptor)
             worker.control[memory.STOP] = 1
             os.eventfd_write(worker.wake, 1)
         for worker in self._workers:

@@ -21,7 +21,7 @@ H_MAGIC, H_VERSION, H_EPOCH, H_SEED, H_HOSTS, H_HOST_MASK, H_SERVICES, H_SERVICE
 H_RANGES: Final = 9  # number of ServiceIP ranges in use
 H_NODES: Final = 10
 H_NODE_MASK: Final = 11
-H_GATEWAY4: Final = 12  # this node's own addresses inside the overlay: low word of the IPv4 one, then both of the IPv6 one
+H_GATEWAY4: Final = 12  # low word of this node's own IPv4 address inside the overlay; then both of its IPv6 one
 H_GATEWAY6_HI: Final = 13
 H_GATEWAY6_LO: Final = 14
 H_OVERLAYS: Final = 15  # number of overlay ranges in use

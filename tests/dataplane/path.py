@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from appliance.dataplane import flow, libc, memory, state, worker
+from appliance.dataplane import flow, libc, memory, misses, source, state, worker
 from appliance.observe import counters
 from appliance.observe.counters import Drop
 from appliance.tables import catalogue, layout, publish, read
 from tests.oracle.model import Outcome, World
 
 CAPACITY = layout.Capacity(hosts=256, services=256, choices=1024)
+TUN, WIRE, HANDOFF, EPOLL, FRAGMENTING = range(3, 8)
 _SECOND = 1_000_000_000
 
 
@@ -56,6 +57,7 @@ class SystemCalls:
         self.now = 1_000 * _SECOND
         self.tun_reads: deque[bytes] = deque()
         self.datagrams: deque[tuple[tuple[str, int], bytes, int]] = deque()
+        self.handed: deque[tuple[tuple[str, int], bytes, int]] = deque()
         self.written: list[bytes] = []
         self.sent: list[tuple[int, str, int, bytes, int]] = []  # fd, address, port, bytes, segment size
         self.fail_send: Callable[[int, bytes, int], int] = lambda fd, data, size: 0
@@ -70,6 +72,7 @@ class SystemCalls:
             ctypes.CFUNCTYPE(integer, long, long, long, long)(self._wait),
             ctypes.CFUNCTYPE(integer, long, long, long)(self._clock),
             ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: ctypes.addressof(self.errno)),
+            ctypes.CFUNCTYPE(long, long, long, long)(lambda _fd, _address, length: length),
         ]
         self.table = np.array([ctypes.cast(c, ctypes.c_void_p).value for c in self._callbacks], np.int64)
 
@@ -107,10 +110,10 @@ class SystemCalls:
         self.sent.append((fd, str(ip.ipv4_mapped or ip), port, data, size))
         return len(data)
 
-    def _recvmmsg(self, _fd: int, messages: int, count: int, _flags: int, _timeout: int) -> int:
-        received = 0
-        while received < count and self.datagrams:
-            self._fill(MsgHdr.from_address(messages + 64 * received), *self.datagrams.popleft())
+    def _recvmmsg(self, fd: int, messages: int, count: int, _flags: int, _timeout: int) -> int:
+        received, queue = 0, self.handed if fd == HANDOFF else self.datagrams
+        while received < count and queue:
+            self._fill(MsgHdr.from_address(messages + 64 * received), *queue.popleft())
             received += 1
         return received if received else self._fail(libc.EAGAIN)
 
@@ -126,8 +129,9 @@ class SystemCalls:
             ctypes.memmove(header.control, struct.pack("=Qiii", 20, 17, 104, segment), 20)
             header.control_length = 24
 
-    def _wait(self, _epoll: int, _events: int, _count: int, _timeout: int) -> int:
-        self._control[memory.STOP] = 1
+    def _wait(self, _epoll: int, _events: int, _count: int, timeout: int) -> int:
+        if timeout:
+            self._control[memory.STOP] = 1
         return 0
 
     def _clock(self, _clock: int, address: int, _zero: int) -> int:
@@ -150,20 +154,26 @@ class CompiledPath:
         self._announced = np.zeros(counters.WORDS, np.int64)
         self._announced[counters.ANNOUNCED] = publish.ASLEEP
         self.publisher = publish.Publisher(CAPACITY, lambda: [int(self._announced[counters.ANNOUNCED])])
-        self.publisher.set_ranges([ipaddress.ip_network(r) for r in world.service_ranges])
+        ranges = ([ipaddress.ip_network(r) for r in kind] for kind in (world.service_ranges, world.overlay))
+        self.publisher.set_ranges(*ranges)
+        self.publisher.set_gateways(ipaddress.ip_address(address) for address in world.gateways)
         self.catalogue = catalogue.Catalogue(self.publisher)
         self.learn(world)
         self._control = np.zeros(memory.CONTROL_COUNT, np.int64)
         self.calls = SystemCalls(self._control)
         tables = read.attach(self.publisher.descriptor(), CAPACITY)
         self.records = np.zeros(flows, flow.FLOW)
+        self.reports = np.zeros(misses.RING_WORDS, np.int64)
         self.worker = state.make(
-            state.Settings(port=world.port, system_calls=self.calls.table, **settings),
-            state.Descriptors(tun=3, wire=4, handoff=5, epoll=6, sources=sources),
+            state.Settings(
+                port=world.port, system_calls=self.calls.table, learn=source.MODES[world.learn_hosts], **settings
+            ),
+            state.Descriptors(TUN, WIRE, HANDOFF, EPOLL, sources, FRAGMENTING),
             tables,
             self.records,
             self._announced,
             self._control,
+            self.reports,
         )
         self.worker.positions[:] = rr_start
 
@@ -186,6 +196,13 @@ class CompiledPath:
             )
             for s in world.services
         ]
+        nodes = {h.node: h.port for h in world.hosts} | {n.address: n.port for n in world.nodes}
+        ours = {n.address: n for n in world.nodes}
+        self.catalogue.replace_nodes(
+            catalogue.Node(ipaddress.ip_address(a), port, ours[a].mtu if a in ours else 0, a in ours)
+            for a, port in nodes.items()
+            if a != world.node
+        )
         self.catalogue.replace(hosts, services)
 
     def from_tun(self, vnet: bytes, packet: bytes) -> Outcome:

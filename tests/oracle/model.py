@@ -44,14 +44,31 @@ class Service:
 
 
 @dataclass(frozen=True)
+class Node:
+    """A node of ours, and the largest IP packet that the underlay takes to it; 0: any."""
+
+    address: str
+    port: int
+    mtu: int = 0
+
+
+@dataclass(frozen=True)
 class World:
-    """One node: where peers send to, its host and service tables, the ranges that ServiceIPs come from."""
+    """One node: where peers send to, its host and service tables, the ranges of ServiceIPs and of the overlay.
+
+    ``nodes`` are those that run this appliance too; the nodes of hosts are known without being in it. ``gateways``: the
+    node's own addresses in the overlay.
+    """
 
     node: str
     port: int
     hosts: list[Host] = field(default_factory=list)
     services: list[Service] = field(default_factory=list)
     service_ranges: list[str] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    gateways: list[str] = field(default_factory=list)
+    overlay: list[str] = field(default_factory=lambda: ["10.16.0.0/12", "fc00::/7"])
+    learn_hosts: str = "known"
 
 
 @dataclass

@@ -43,7 +43,7 @@ class Container:
 
     def services(self) -> list[Service]:
         """Its instance IPs in the service table, each with one backend."""
-        return [Service(self.instance[f], backends=[self.ns[f]]) for f in FAMILIES] if self.instance else []
+        return [Service(self.instance[f], "instance", [self.ns[f]]) for f in FAMILIES] if self.instance else []
 
 
 ALICE = Container(NODE_A, ("10.18.0.2", "fc00::2"), ("10.30.0.1", "fdff::1"))

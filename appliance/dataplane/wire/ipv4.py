@@ -8,6 +8,8 @@ from appliance.dataplane.wire.checksum import fold, total
 TOTAL_LENGTH, ID, FRAGMENT, TTL, PROTOCOL, CHECKSUM, SOURCE, DESTINATION = 2, 4, 6, 8, 9, 10, 12, 16
 HEADER_MIN = 20
 FRAGMENT_BITS = 0x3FFF  # more fragments, and the offset
+OFFSET_BITS = 0x1FFF  # in units of 8 bytes
+MORE_FRAGMENTS = 0x2000
 DONT_FRAGMENT = 0x4000
 
 

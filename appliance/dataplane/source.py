@@ -1,0 +1,79 @@
+"""Is a packet's source where it came from? The check that an open decapsulator lacks (CVE-2020-10136, CVE-2025-23018).
+
+A datagram from the underlay is believed only if the node that sent it may speak for the packet inside:
+
+1. The tables have the inner source: it must be at the node that sent the datagram (``peer-spoof``), and not here.
+2. They do not: the sender must be a node of the cluster (``unknown-peer``; ``tunnel.learn_hosts`` = any waives that, off
+   refuses the packet), and the source an address of the overlay that nobody else can have: no ServiceIP, none of ours.
+
+What passed is remembered (``learn``) and good for all packets until the tables change.
+"""
+
+from numba import njit
+
+from appliance import limits
+from appliance.dataplane import learn
+from appliance.dataplane.decide import host_of
+from appliance.dataplane.reply import gateway
+from appliance.observe.counters import Drop
+from appliance.tables.layout import HOST_LOCAL
+from appliance.tables.read import find_node, find_service, hosts, in_overlay, nodes
+
+KNOWN, ANY, OFF = range(3)  # ``tunnel.learn_hosts``
+MODES = {"known": KNOWN, "any": ANY, "off": OFF}
+_OK, _UNKNOWN_PEER, _SPOOF = Drop.NONE.value, Drop.UNKNOWN_PEER.value, Drop.PEER_SPOOF.value
+
+
+@njit
+def is_from(w, f):
+    """Whether the datagram at hand came from the node of a flow's target."""
+    state = w.state[0]
+    return f.node_lo == state.outer_lo and f.node_hi == state.outer_hi
+
+
+@njit
+def check_source(w, p):
+    """Whether the datagram's sender may speak for the packet's source; gives a ``Drop`` reason, 0 if it may."""
+    state = w.state[0]
+    number = learn.find(w, p.source_hi, p.source_lo)
+    if number >= 0:
+        entry = w.learned[number]
+        if entry.epoch == state.epoch and entry.node_lo == state.outer_lo and entry.node_hi == state.outer_hi:
+            entry.deadline = state.now + limits.LEARNED_NS
+            return _OK
+    return _check_tables(w, p)
+
+
+@njit
+def _check_tables(w, p):
+    state = w.state[0]
+    host = host_of(w, p.source_hi, p.source_lo)
+    node = find_node(w, state.outer_hi, state.outer_lo)
+    if host >= 0:
+        h = hosts(w)[host]
+        if h.flags & HOST_LOCAL or h.node_lo != state.outer_lo or h.node_hi != state.outer_hi:
+            return _SPOOF
+        _remember(w, p, node, h.port)
+        return _OK
+    if node < 0 and state.learn != ANY:
+        return _UNKNOWN_PEER
+    if state.learn == OFF or not _is_free(w, p):
+        return _SPOOF
+    _remember(w, p, node, nodes(w)[node].port if node >= 0 else state.port)
+    return _OK
+
+
+@njit
+def _is_free(w, p):
+    """Whether an address that no table has may be somebody's container."""
+    gateway_hi, gateway_lo = gateway(w, p.version)
+    if p.source_lo == gateway_lo and p.source_hi == gateway_hi:
+        return False
+    return in_overlay(w, p.source_hi, p.source_lo) and find_service(w, p.source_hi, p.source_lo) < 0
+
+
+@njit
+def _remember(w, p, node, port):
+    state = w.state[0]
+    flags = nodes(w)[node].flags if node >= 0 else 0
+    learn.put(w, p.source_hi, p.source_lo, state.outer_hi, state.outer_lo, port, flags)
