@@ -24,7 +24,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ from appliance.observe import counters
 from appliance.supervisor.sockets import WorkerSockets
 from appliance.supervisor.template import Spawn
 from appliance.tables import segment
+from appliance.tables.layout import IPAddress
 from appliance.tables.publish import ASLEEP, Publisher
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class WorkerPool:
 
     def __init__(self, config: Config, tun: TunDevice, sockets: list[WorkerSockets]) -> None:
         cpus = cpus_of(config)
+        self.on_miss: Callable[[IPAddress], None] | None = None
         self._config = config
         self._workers = [
             new_worker(i, cpu, tun.descriptors[i], sockets[i], config.workers.flows) for i, cpu in enumerate(cpus)
@@ -122,6 +124,9 @@ class WorkerPool:
     def announced(self) -> Iterable[int]:
         """Epochs that the workers announced (the ``readers`` of the tables)."""
         return (int(worker.counters[counters.ANNOUNCED]) for worker in self._workers)
+
+    def answered(self, address: IPAddress, found: bool) -> None:
+        """The cluster was asked for an address that a worker lacked; what it said of it is published."""
 
     async def start(self, publisher: Publisher, *, udp_gso: bool, coalesce: bool) -> None:
         """Start the template and all workers; returns when all run. Raises RuntimeError or TimeoutError."""
