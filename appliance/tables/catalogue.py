@@ -1,19 +1,21 @@
 """What the tables should hold, as Python values, and the changes that bring them there.
 
-Owned by the supervisor. ``replace`` compares the wanted entries with those in force and publishes the difference as one
-epoch; what did not change is not touched, so a notice about one instance costs one entry, however large the tables are.
+Owned by the supervisor. ``update`` compares the wanted entries of some addresses with those in force and publishes the
+difference as one epoch; what did not change is not touched, so a notice about one instance costs one entry, however
+large the tables are. ``replace`` does so for all addresses.
 
 A host's *generation* is the identity of the instance behind an address: it changes when the address gets another
 instance, and not when the instance's node gets another underlay address. Flows carry it.
 
-On a full table the change stops at the row that did not fit; ``replace`` raises, and the next one tries the rest again.
+On a full table the change stops at the row that did not fit; ``update`` raises, and whoever calls it with the same
+addresses again tries the rest again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,12 +51,25 @@ class Service:
     name: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Change:
-    """What one ``replace`` did."""
+    """What one ``update`` did, by address."""
 
     epoch: int
-    changed: list[str] = field(default_factory=list)
+    hosts: tuple[IPAddress, ...] = ()
+    services: tuple[IPAddress, ...] = ()
+    services_removed: tuple[IPAddress, ...] = ()
+    hosts_removed: tuple[IPAddress, ...] = ()
+
+    @property
+    def changed(self) -> list[str]:
+        """A few words for each entry."""
+        return [
+            *(f"host {address}" for address in self.hosts),
+            *(f"service {address}" for address in self.services),
+            *(f"service {address} removed" for address in self.services_removed),
+            *(f"host {address} removed" for address in self.hosts_removed),
+        ]
 
 
 class Catalogue:
@@ -80,26 +95,40 @@ class Catalogue:
         return self._services
 
     def replace(self, hosts: Iterable[Host], services: Iterable[Service]) -> Change:
-        """Make these the content of the tables. Raises ``publish.TableFullError``.
+        """Make these the content of the tables. Raises ``publish.TableFullError``."""
+        wanted_hosts: dict[IPAddress, Host | None] = dict.fromkeys(self._hosts)
+        wanted_hosts.update((host.address, host) for host in hosts)
+        wanted_services: dict[IPAddress, Service | None] = dict.fromkeys(self._services)
+        wanted_services.update((service.address, service) for service in services)
+        return self.update(wanted_hosts, wanted_services)
+
+    def update(self, hosts: Mapping[IPAddress, Host | None], services: Mapping[IPAddress, Service | None]) -> Change:
+        """Give these addresses these entries, or none; all others stay. Raises ``publish.TableFullError``.
 
         Hosts come first and go last, so that no ServiceIP ever leads to an address that the host table lacks.
         """
-        wanted_hosts = {host.address: host for host in hosts}
-        wanted_services = {service.address: service for service in services}
-        changed = self._put_hosts([h for h in wanted_hosts.values() if self._hosts.get(h.address) != h])
-        changed += self._put_services([s for s in wanted_services.values() if self._services.get(s.address) != s])
-        for address in [a for a in self._services if a not in wanted_services]:
+        put_hosts = [it for address, it in hosts.items() if it is not None and it != self._hosts.get(address)]
+        put_services = [it for address, it in services.items() if it is not None and it != self._services.get(address)]
+        no_services = [it for it, service in services.items() if service is None and it in self._services]
+        no_hosts = [it for it, host in hosts.items() if host is None and it in self._hosts]
+        self._put_hosts(put_hosts)
+        self._put_services(put_services)
+        for address in no_services:
             self._remove_service(address)
-            changed.append(f"service {address} removed")
-        for address in [a for a in self._hosts if a not in wanted_hosts]:
+        for address in no_hosts:
             self._remove_host(address)
-            changed.append(f"host {address} removed")
-        epoch = self._publisher.publish() if changed else self._publisher.epoch
-        return Change(epoch, changed)
+        is_change = put_hosts or put_services or no_services or no_hosts
+        return Change(
+            self._publisher.publish() if is_change else self._publisher.epoch,
+            tuple(host.address for host in put_hosts),
+            tuple(service.address for service in put_services),
+            tuple(no_services),
+            tuple(no_hosts),
+        )
 
-    def _put_hosts(self, hosts: list[Host]) -> list[str]:
+    def _put_hosts(self, hosts: list[Host]) -> None:
         if not hosts:
-            return []
+            return
         for host in hosts:
             known = self._hosts.get(host.address)
             if known is None or (known.owner, known.instance_ip) != (host.owner, host.instance_ip):
@@ -107,11 +136,10 @@ class Catalogue:
                 self._generations[host.address] = self._generation
         self._publisher.put_hosts(host_rows(hosts, self._generations))
         self._hosts.update((host.address, host) for host in hosts)
-        return [f"host {host.address}" for host in hosts]
 
-    def _put_services(self, services: list[Service]) -> list[str]:
+    def _put_services(self, services: list[Service]) -> None:
         if not services:
-            return []
+            return
         for service in services:
             if service.address not in self._ordinals:
                 if not self._free_ordinals:
@@ -120,7 +148,6 @@ class Catalogue:
         rows = service_rows(services, self._ordinals)
         self._publisher.put_services(rows, [choice_rows(service) for service in services])
         self._services.update((service.address, service) for service in services)
-        return [f"service {service.address}" for service in services]
 
     def _remove_host(self, address: IPAddress) -> None:
         self._publisher.remove_host(*layout.words(address))

@@ -162,10 +162,11 @@ class Publisher:
 
         Raises TableFullError; then the rows before the one that did not fit are in the table.
         """
-        for row, places in zip(rows, choices, strict=True):
-            row["choices"], row["count"] = self._place_choices(places), len(places)
+        at = 0
         for chunk in self._chunks(self._services, rows):
+            self._place_all(chunk, choices[at : at + len(chunk)])
             self._retire_services(self._services.put(chunk))
+            at += len(chunk)
 
     def remove_service(self, hi: int, lo: int) -> None:
         """Remove a ServiceIP, if it is there."""
@@ -187,11 +188,26 @@ class Publisher:
             yield chunk
             at += len(chunk)
 
-    def _place_choices(self, choices: Any) -> int:
+    def _place_all(self, rows: Any, choices: Sequence[Any]) -> None:
+        """Write the choice list of each row, or of none: what is not in the table must not keep its places."""
+        starts: list[int] = []
         try:
-            start = self._choices.allocate(max(1, len(choices)))
-        except MemoryError as error:
-            raise TableFullError(f"tables.backends: {error} of {self.capacity.choices}") from error
+            starts.extend(self._place_choices(places) for places in choices)
+        except TableFullError:
+            self._free_choices(starts)
+            raise
+        rows["choices"], rows["count"] = starts, [len(places) for places in choices]
+
+    def _place_choices(self, choices: Any) -> int:
+        size = max(1, len(choices))
+        try:
+            start = self._choices.allocate(size)
+        except MemoryError:
+            self.publish()  # what was retired before may be free after another epoch
+            try:
+                start = self._choices.allocate(size)
+            except MemoryError as error:
+                raise TableFullError(f"tables.backends: {error} of {self.capacity.choices}") from error
         self._tables.choices[start : start + len(choices)] = choices
         return start
 

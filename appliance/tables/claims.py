@@ -1,0 +1,64 @@
+"""Which entry an address has, where several jobs may claim it: that of the first job by name, on every node alike.
+
+Owned by whoever derives the tables (``supervisor.publication``). A job's entries are replaced as a whole, and what
+comes back are the addresses whose entry may be another one now; nothing else is looked at. No input or output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from appliance.tables.layout import IPAddress
+
+Entry = TypeVar("Entry")
+
+
+class Claims(Generic[Entry]):
+    """See the module. An address that one job claims, as nearly all are, costs one place in one dictionary."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Mapping[IPAddress, Entry]] = {}
+        self._owners: dict[IPAddress, str] = {}
+        self._rivals: dict[IPAddress, set[str]] = {}
+
+    def __iter__(self) -> Iterator[IPAddress]:
+        return iter(self._owners)
+
+    def owner(self, address: IPAddress) -> str | None:
+        """The job that has an address."""
+        return self._owners.get(address)
+
+    def entry(self, address: IPAddress) -> Entry | None:
+        """The entry of the job that has an address."""
+        owner = self._owners.get(address)
+        return None if owner is None else self._entries[owner][address]
+
+    def replace(self, job: str, entries: Mapping[IPAddress, Entry]) -> set[IPAddress]:
+        """These are all of a job's entries now; gives the addresses whose entry may have changed."""
+        before = self._entries.pop(job, {})
+        if entries:
+            self._entries[job] = entries
+        for address in before.keys() - entries.keys():
+            self._withdraw(address, job)
+        for address in entries.keys() - before.keys():
+            self._claim(address, job)
+        return {it for it in before.keys() | entries.keys() if before.get(it) != entries.get(it)}
+
+    def _claim(self, address: IPAddress, job: str) -> None:
+        owner = self._owners.setdefault(address, job)
+        if owner != job:
+            self._owners[address] = min(owner, job)
+            self._rivals.setdefault(address, set()).add(max(owner, job))
+
+    def _withdraw(self, address: IPAddress, job: str) -> None:
+        rivals = self._rivals.get(address, set())
+        if self._owners[address] != job:
+            rivals.discard(job)
+        elif rivals:
+            self._owners[address] = min(rivals)
+            rivals.discard(self._owners[address])
+        else:
+            del self._owners[address]
+        if not rivals:
+            self._rivals.pop(address, None)
