@@ -43,7 +43,7 @@ def test_two_nodes_call_each_other(hub: World) -> None:
     two.start()
     server, client = hub.container(), hub.container()
     for node, job, container in ((one, JOB, server), (two, OTHER_JOB, client)):
-        until(lambda node=node: node.api.cluster()["ready"], "the node has its subnets")
+        ready(node)
         node.api.attach(job, 0, {"netns": container.name})
     until(lambda: manager.service(JOB)["instances"][0]["status"] == "up", "announced")
     assert two.api.resolve(RR)["found"]
@@ -71,7 +71,7 @@ def test_a_restart_without_the_cluster_keeps_subnets_containers_and_services(hub
     two.start()
     server, client = hub.container(), hub.container()
     for node, job, container in ((one, JOB, server), (two, OTHER_JOB, client)):
-        until(lambda node=node: node.api.cluster()["ready"], "the node has its subnets")
+        ready(node)
         node.api.attach(job, 0, {"netns": container.name})
     until(lambda: two.api.resolve(RR)["found"], "the service is known")
     assert one.api.need(OTHER_JOB)
