@@ -314,9 +314,9 @@ class Offload(Section):
 class Tables(Section):
     """Capacities of the shared tables, and where they come from without a cluster."""
 
-    hosts: int = _key(65536, "Namespace addresses of all nodes.", unit="addresses", ge=16, le=HOSTS_MAX)
-    services: int = _key(16384, "ServiceIPs.", unit="addresses", ge=16, le=4_194_304)
-    backends: int = _key(131072, "Backends of all ServiceIPs together.", unit="backends", ge=16, le=16_777_216)
+    hosts: int = _key(131072, "Namespace addresses of all nodes.", unit="addresses", ge=16, le=HOSTS_MAX)
+    services: int = _key(131072, "ServiceIPs and instance IPs.", unit="addresses", ge=16, le=4_194_304)
+    backends: int = _key(262144, "Backends of all ServiceIPs together.", unit="backends", ge=16, le=16_777_216)
     static: OptionalPath = _key(
         "", "JSON file with hosts and services: a list of table-query results. Empty: none.", reloadable=True
     )

@@ -1,12 +1,13 @@
 """Which entry an address has, where several jobs may claim it: that of the first job by name, on every node alike.
 
 Owned by whoever derives the tables (``supervisor.publication``). A job's entries are replaced as a whole, and what
-comes back are the addresses whose entry may be another one now; nothing else is looked at. No input or output.
+comes back are the addresses whose entry may be another one now, with that entry; nothing else is looked at. No input or
+output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from appliance.tables.layout import IPAddress
@@ -22,9 +23,6 @@ class Claims(Generic[Entry]):
         self._owners: dict[IPAddress, str] = {}
         self._rivals: dict[IPAddress, set[str]] = {}
 
-    def __iter__(self) -> Iterator[IPAddress]:
-        return iter(self._owners)
-
     def owner(self, address: IPAddress) -> str | None:
         """The job that has an address."""
         return self._owners.get(address)
@@ -34,24 +32,32 @@ class Claims(Generic[Entry]):
         owner = self._owners.get(address)
         return None if owner is None else self._entries[owner][address]
 
-    def replace(self, job: str, entries: Mapping[IPAddress, Entry]) -> set[IPAddress]:
-        """These are all of a job's entries now; gives the addresses whose entry may have changed."""
-        before = self._entries.pop(job, {})
+    def replace(self, job: str, entries: Mapping[IPAddress, Entry]) -> dict[IPAddress, Entry | None]:
+        """These are all of a job's entries now; gives what each address that this touches has now."""
+        before = self._entries.pop(job, None)
         if entries:
             self._entries[job] = entries
+        if before is None:
+            return {it: self._claim(it, job, entry) for it, entry in entries.items()}
+        touched: dict[IPAddress, Entry | None] = {}
         for address in before.keys() - entries.keys():
-            self._withdraw(address, job)
-        for address in entries.keys() - before.keys():
-            self._claim(address, job)
-        return {it for it in before.keys() | entries.keys() if before.get(it) != entries.get(it)}
+            touched[address] = self._withdraw(address, job)
+        for address, entry in entries.items():
+            known = before.get(address)
+            if known != entry:
+                is_new = known is None
+                touched[address] = self._claim(address, job, entry) if is_new else self.entry(address)
+        return touched
 
-    def _claim(self, address: IPAddress, job: str) -> None:
+    def _claim(self, address: IPAddress, job: str, entry: Entry) -> Entry | None:
         owner = self._owners.setdefault(address, job)
-        if owner != job:
-            self._owners[address] = min(owner, job)
-            self._rivals.setdefault(address, set()).add(max(owner, job))
+        if owner == job:
+            return entry
+        self._owners[address] = min(owner, job)
+        self._rivals.setdefault(address, set()).add(max(owner, job))
+        return self.entry(address)
 
-    def _withdraw(self, address: IPAddress, job: str) -> None:
+    def _withdraw(self, address: IPAddress, job: str) -> Entry | None:
         rivals = self._rivals.get(address, set())
         if self._owners[address] != job:
             rivals.discard(job)
@@ -62,3 +68,4 @@ class Claims(Generic[Entry]):
             del self._owners[address]
         if not rivals:
             self._rivals.pop(address, None)
+        return self.entry(address)
