@@ -44,6 +44,26 @@ class Client:
         """Live flows of all workers."""
         return list(self._request("GET", "/v1/flows")["flows"])
 
+    def hosts(self) -> list[dict[str, Any]]:
+        """The containers that packets can be sent to."""
+        return list(self._request("GET", "/v1/hosts")["hosts"])
+
+    def services(self) -> list[dict[str, Any]]:
+        """The ServiceIPs that this node knows."""
+        return list(self._request("GET", "/v1/services")["services"])
+
+    def cluster(self) -> dict[str, Any]:
+        """The node's membership in its cluster."""
+        return self._request("GET", "/v1/cluster")
+
+    def need(self, job: str) -> bool:
+        """Has a job's instances in the tables; whether there are any."""
+        return bool(self._request("POST", "/v1/need", {"job": job})["found"])
+
+    def resolve(self, address: str) -> dict[str, Any]:
+        """What an address is."""
+        return self._request("GET", f"/v1/resolve/{quote(address, safe='')}")
+
     def reload(self) -> list[str]:
         """Applies the configuration file and the static tables; the keys that changed."""
         return list(self._request("POST", "/v1/reload")["changed"])

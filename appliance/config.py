@@ -129,6 +129,17 @@ def _socket_path(value: object) -> object:
     return path
 
 
+def _socket_path_or_none(value: object) -> object:
+    return value if value == "" else _socket_path(value)
+
+
+def _listen_address(value: object) -> object:
+    """An address from its text; ipaddress would also take integers and bytes, which no file can mean."""
+    if not isinstance(value, str | IPv4Address | IPv6Address):
+        raise ValueError(value)
+    return ip_address(value)
+
+
 def _broker_url(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError(value)
@@ -177,6 +188,14 @@ AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Wanted("an absolute p
 OptionalPath = Annotated[Path | Literal[""], BeforeValidator(_absolute_or_none), Wanted('an absolute path, or ""')]
 SocketPath = Annotated[
     Path, BeforeValidator(_socket_path), Wanted(f"an absolute path of at most {SOCKET_PATH_MAX} bytes")
+]
+OptionalSocketPath = Annotated[
+    Path | Literal[""],
+    BeforeValidator(_socket_path_or_none),
+    Wanted(f'an absolute path of at most {SOCKET_PATH_MAX} bytes, or ""'),
+]
+ListenAddress = Annotated[
+    IPv4Address | IPv6Address, BeforeValidator(_listen_address), Wanted("an IP address such as 127.0.0.1 or ::")
 ]
 BrokerAddress = Annotated[
     str, BeforeValidator(_broker_url), Wanted('a host, mqtt://host:port or mqtts://host:port, or ""')
@@ -301,10 +320,10 @@ class Offload(Section):
 class Tables(Section):
     """Capacities of the shared tables, and where they come from without a cluster."""
 
-    hosts: int = _key(65536, "Namespace addresses of all nodes.", unit="addresses", ge=16, le=HOSTS_MAX)
-    services: int = _key(16384, "ServiceIPs.", unit="addresses", ge=16, le=4_194_304)
+    hosts: int = _key(131072, "Namespace addresses of all nodes.", unit="addresses", ge=16, le=HOSTS_MAX)
+    services: int = _key(131072, "ServiceIPs and instance IPs.", unit="addresses", ge=16, le=4_194_304)
     nodes: int = _key(8192, "Nodes of the cluster.", unit="nodes", ge=16, le=1_048_576)
-    backends: int = _key(131072, "Backends of all ServiceIPs together.", unit="backends", ge=16, le=16_777_216)
+    backends: int = _key(262144, "Backends of all ServiceIPs together.", unit="backends", ge=16, le=16_777_216)
     static: OptionalPath = _key(
         "", "JSON file with hosts and services: a list of table-query results. Empty: none.", reloadable=True
     )
@@ -327,7 +346,12 @@ class Cluster(Section):
         "", "File whose first line is the password of user, and that only its owner may read. Empty: none."
     )
     keepalive: int = _key(
-        30, "Silence after which the broker is asked whether it is still there.", unit="seconds", ge=1, le=3600
+        3,
+        "Longest silence of this node at the broker, which gives it up after 1.5 times as long. 3: a node that was "
+        "unplugged has left the others' tables within 5 s. More spares a metered uplink some bytes.",
+        unit="seconds",
+        ge=1,
+        le=3600,
     )
     query_timeout: int = _key(5, "How long the answer to a question is waited for.", unit="seconds", ge=1, le=60)
     interest: int = _key(
@@ -351,6 +375,18 @@ class Api(Section):
 
     socket: SocketPath = _key("/run/edge-appliance/api.sock", "Unix socket of the API.")
     group: GroupName = _key("", "Group that may use the socket, which has mode 0660. Empty: root's group.")
+    nodeengine: OptionalSocketPath = _key(
+        "",
+        "A second path of the socket, for an existing NodeEngine, which expects /etc/netmanager/netmanager.sock. "
+        "Empty: none.",
+    )
+    tcp_port: int = _key(
+        0,
+        "TCP port of the API. Whoever reaches it rules this node: there is no authentication. 0: none.",
+        ge=0,
+        le=65535,
+    )
+    tcp_address: ListenAddress = _key("127.0.0.1", "Address that tcp_port is opened on.")
 
 
 class Paths(Section):
@@ -421,6 +457,8 @@ def _disagreements(config: Config, cpus: int | None) -> Iterator[Disagreement]:
     yield from _captured_address(config)
     yield from _wrong_cpus(config.workers, cpus)
     yield from _half_secured(config.cluster)
+    if config.api.nodeengine == config.api.socket:
+        yield Disagreement(("api", "nodeengine"), "a path other than api.socket", str(config.api.nodeengine))
 
 
 def overlap(one: IPNetwork, other: IPNetwork) -> bool:

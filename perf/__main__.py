@@ -65,6 +65,15 @@ def list_() -> None:
 
 
 @main.command()
+def tables() -> None:
+    """From the cluster's answers to the workers' tables, with 10,000 services."""
+    from perf.tables import measure as measure_tables
+
+    for line in measure_tables().lines():
+        click.echo(line)
+
+
+@main.command()
 @click.option("--systems", type=Names(SYSTEM_NAMES), default=SYSTEM_NAMES, help="Comma-separated.")
 @click.option("--scenarios", type=Names(SCENARIO_NAMES), default=SCENARIO_NAMES, help="Comma-separated.")
 @click.option("--repeats", type=click.IntRange(1), help=f"Rounds of everything; {REPEATS}.")

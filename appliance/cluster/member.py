@@ -106,6 +106,11 @@ class Member:
             self._do(self._session.ask_subnetwork(self._now()))
         return await asyncio.shield(self._assigned)
 
+    @property
+    def kept_subnetwork(self) -> Subnetwork | None:
+        """The node's subnets as far as they are known already, without asking."""
+        return self._assigned.result() if self._assigned.done() else None
+
     async def deployed(self, job: str, number: int, v4: IPv4Address | None, v6: IPv6Address | None) -> None:
         """An instance runs here. Raises MessageError if the job's name has not four parts."""
         self._do(self._session.deploy(Deployment(job, number, v4, v6), self._now()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Annotated, Any, TypeVar
@@ -136,22 +137,47 @@ def _first(error: ValidationError, whole: str) -> str:
     return f"{where}: {details['msg'].removeprefix('Value error, ')}"
 
 
+Backends = dict[IPAddress, tuple[str, str, list[IPAddress]]]
+"""Job, policy and containers of each ServiceIP."""
+_number = attrgetter("number")
+
+
 def entries(results: Iterable[TableQueryResult], node: IPAddress, port: int) -> tuple[list[Host], list[Service]]:
     """Table entries of all deployed instances, as seen from the node with this address and advertised port.
 
     An address that two jobs claim goes to the first by name, so that every node decides alike.
     """
     hosts: dict[IPAddress, Host] = {}
-    backends: dict[IPAddress, tuple[str, str, list[IPAddress]]] = {}
+    backends: Backends = {}
     for result in sorted(results, key=lambda result: result.job):
-        for instance in sorted(result.instances, key=lambda instance: instance.number):
-            if instance.is_deployed:
-                _add_hosts(hosts, result.job, instance, node, port)
-                _add_backends(backends, result.job, instance)
-    services = [
-        Service(address, policy, tuple(addresses), name=name) for address, (name, policy, addresses) in backends.items()
-    ]
-    return list(hosts.values()), services
+        _add(hosts, backends, result, node, port)
+    return list(hosts.values()), list(_services(backends).values())
+
+
+def entries_of_job(
+    result: TableQueryResult, node: IPAddress, port: int
+) -> tuple[dict[IPAddress, Host], dict[IPAddress, Service]]:
+    """The same of one job, by address, whoever else claims an address of it."""
+    hosts: dict[IPAddress, Host] = {}
+    backends: Backends = {}
+    _add(hosts, backends, result, node, port)
+    return hosts, _services(backends)
+
+
+def _add(
+    hosts: dict[IPAddress, Host], backends: Backends, result: TableQueryResult, node: IPAddress, port: int
+) -> None:
+    for instance in sorted(result.instances, key=_number):
+        if instance.is_deployed:
+            _add_hosts(hosts, result.job, instance, node, port)
+            _add_backends(backends, result.job, instance)
+
+
+def _services(backends: Backends) -> dict[IPAddress, Service]:
+    return {
+        address: Service(address, policy, tuple(addresses), name=name)
+        for address, (name, policy, addresses) in backends.items()
+    }
 
 
 def _own_ip(instance: Instance, version: int) -> IPAddress | None:
@@ -167,13 +193,14 @@ def _add_hosts(hosts: dict[IPAddress, Host], job: str, instance: Instance, node:
     assert instance.node is not None
     assert instance.port is not None
     for address in (instance.address_v4, instance.address_v6):
-        if address is not None and address not in hosts:
+        if address is not None:
             own = _own_ip(instance, address.version)
             local = (instance.node, instance.port) == (node, port)
-            hosts[address] = Host(address, instance.node, instance.port, own, local, f"{job}.{instance.number}")
+            owner = f"{job}.{instance.number}"
+            hosts.setdefault(address, Host(address, instance.node, instance.port, own, local, owner))
 
 
-def _add_backends(backends: dict[IPAddress, tuple[str, str, list[IPAddress]]], job: str, instance: Instance) -> None:
+def _add_backends(backends: Backends, job: str, instance: Instance) -> None:
     for service_ip in instance.service_ips:
         policy = "instance" if service_ip.is_instance else "rr"
         for address, target in ((service_ip.v4, instance.address_v4), (service_ip.v6, instance.address_v6)):

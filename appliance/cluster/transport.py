@@ -17,7 +17,8 @@ the next one reconciles. What was sent and not acknowledged is not sent again by
 true at the time of the next connection.
 
 The broker publishes the last will when the connection ends without a farewell, within 1.5 times the keepalive at the
-latest.
+latest. So that a node that is merely busy is not given up, the broker is asked for a sign of life after ``ASK`` of
+the keepalive, not after all of it: a pause of the event loop may then be as long as the rest.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ PAUSE_FIRST: Final = 0.25
 PAUSE_LONGEST: Final = 2.0
 """Seconds. A broker that returns is found soon enough for changes to be in force within 5 s."""
 LASTED: Final = 10.0
+ASK: Final = 0.5
+"""Share of the keepalive, which paho looks at once a second."""
 ACK_TIMEOUT: Final = 10.0
 CALLS_MAX: Final = 256
 """Enough for 5,000 calls a second over a distance of 50 ms."""
@@ -127,6 +130,7 @@ class Transport:
             if _socket(client) is None:  # aiomqtt forgets a connection's end that came together with its beginning
                 raise aiomqtt.MqttError("the broker let this node in, and closed the connection at once")
             client.pending_calls_threshold = CALLS_MAX
+            _ask_after(client, max(1, round(self._access.keepalive * ASK)))
             broken = asyncio.get_running_loop().create_future()
             self._client, self._broken = client, broken
             try:
@@ -211,6 +215,12 @@ def _parts(command: Transmission) -> Iterator[Transmission]:
 def _socket(client: aiomqtt.Client) -> Any:
     """The connection's socket, None if it is closed; aiomqtt has no name of its own for it."""
     return client._client.socket()
+
+
+def _ask_after(client: aiomqtt.Client, seconds: int) -> None:
+    """Has silence of so many seconds end with a question to the broker. What the broker was told stays, and paho takes
+    another value only before it connects, when the broker would be told that one."""
+    client._client._keepalive = seconds
 
 
 def _acknowledge(client: aiomqtt.Client) -> None:

@@ -92,6 +92,12 @@ class AddressPool:
         """Addresses that containers have."""
         return len(self._used)
 
+    def extend(self, subnets: Iterable[IPNetwork]) -> None:
+        """These subnets are the pool's too from now on."""
+        for subnet in subnets:
+            self._subnets += (subnet,)
+            self._fresh.extendleft(_runs(subnet, set(), _AT_ONCE))
+
     def holds(self, address: IPAddress) -> bool:
         """Whether an address is one of this pool's, in use or not."""
         subnet = self._find(address)

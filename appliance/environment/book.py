@@ -32,6 +32,24 @@ class Book:
         """Whether it is known what the kernel held at the start."""
         return self._adopted
 
+    @property
+    def subnets(self) -> tuple[IPNetwork, ...]:
+        """The subnets that containers' addresses are of, IPv4 first."""
+        return tuple(subnet for version in VERSIONS for subnet in self._subnets[version])
+
+    def assign(self, subnets: Sequence[IPNetwork]) -> None:
+        """These are the subnets from now on. Raises EnvironmentError_ if one is missing while addresses are in use."""
+        lost = [subnet for subnet in self.subnets if subnet not in subnets]
+        if lost and any(pool.in_use for pool in self._pools.values()):
+            raise EnvironmentError_(f"subnets: expected {lost[0]} among them, as containers have addresses of it")
+        for version in VERSIONS:
+            wanted = [it for it in subnets if it.version == version]
+            if lost and version in self._pools:
+                self._pools[version] = AddressPool(wanted)
+            elif version in self._pools:
+                self._pools[version].extend(it for it in wanted if it not in self._subnets[version])
+            self._subnets[version] = wanted
+
     def adopt(self, links: Iterable[Link]) -> None:
         """Opens the book with the complete links of ours. One with an address that is not of our subnets,
         or that another one has, is left out."""
@@ -80,6 +98,8 @@ class Book:
         return attachment
 
     def _known(self, name: str, service: str, instance: int) -> Attachment | None:
+        if not self.subnets:
+            raise EnvironmentError_("network.subnet_v4, network.subnet_v6: expected a subnet, got none")
         if not self.is_open:
             raise EnvironmentError_("attach: expected the node's environment to have converged first")
         known = self.attachments.get(name)
@@ -91,12 +111,9 @@ class Book:
 
     def _allocate(self) -> tuple[IPAddress, ...]:
         """One address of each family that the node has a subnet of."""
-        pools = [self._pools[version] for version in VERSIONS if self._subnets[version]]
-        if not pools:
-            raise EnvironmentError_("network.subnet_v4, network.subnet_v6: expected a subnet, got none")
         addresses: list[IPAddress] = []
         try:
-            for pool in pools:
+            for pool in (self._pools[version] for version in VERSIONS if self._subnets[version]):
                 addresses.append(pool.allocate(self._clock()))
         except AddressesExhausted:
             self._give_back(addresses)

@@ -20,8 +20,11 @@ the call; what is there is read from the kernel, never remembered. Hence:
 
 Operations on one attachment, or in one container, wait for each other; others do not.
 
-A container that is gone takes its link with it. `converge` notices, forgets the attachment and lets its
-addresses rest; it never attaches by itself, as a process number may have become another container's.
+A container that is gone takes its link with it. `converge` and `forget` notice, drop the attachment and let its
+addresses rest; nothing here attaches by itself, as a process number may have become another container's.
+
+The subnets are the configuration's, or come later (`assign`). Until there is one, nobody knows which links
+belong here: `converge` leaves everything as it is, and nothing is attached.
 
 `fault_point` is called after each command that was carried out, in the operation's thread. It does
 nothing, unless a test makes it raise, or kill the process.
@@ -30,7 +33,8 @@ nothing, unless a test makes it raise, or kill the process.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -57,7 +61,7 @@ def subnets_of(config: Config) -> tuple[IPNetwork, ...]:
 
 
 def node_wanted(config: Config) -> NodeWanted:
-    """What a configuration wants of the node."""
+    """What a configuration wants of the node, with the subnets that it has itself."""
     network = config.network
     return NodeWanted(
         bridge=network.bridge,
@@ -79,6 +83,19 @@ class EnvironmentManager:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(OPERATIONS_MAX)
         self._running: set[asyncio.Task[Any]] = set()
+
+    @property
+    def subnets(self) -> tuple[IPNetwork, ...]:
+        """The subnets of this node's containers, IPv4 first."""
+        return self._book.subnets
+
+    async def assign(self, subnets: Sequence[IPNetwork]) -> None:
+        """Gives this node its subnets, which `converge` then puts into force. More may come while containers have
+        addresses. Raises EnvironmentError_ if a subnet is missing while they do: then all stays as it is.
+        """
+        async with self._lock("converge"):
+            self._book.assign(subnets)
+            self._wanted = replace(self._wanted, gateways=tuple(gateway_of(it) for it in self._book.subnets))
 
     def attachments(self) -> list[Attachment]:
         """Every container on the bridge, by service and instance."""
@@ -106,6 +123,10 @@ class EnvironmentManager:
         """
         return await self._to_the_end(self._detach(names.veth_name(service, instance)))
 
+    async def forget(self, service: str, instance: int) -> bool:
+        """Drops an attachment whose link is gone with its container; False if it is still there, or was not known."""
+        return await self._to_the_end(self._forget(names.veth_name(service, instance)))
+
     async def remove(self) -> None:
         """Takes away all that was made here and nothing else. Raises EnvironmentError_ as converge does."""
         await self._to_the_end(self._remove())
@@ -116,6 +137,8 @@ class EnvironmentManager:
 
     async def _converge(self) -> None:
         async with self._lock("converge"):
+            if not self.subnets:
+                return
             known = dict(self._book.attachments)
             links = await self._apart(lambda: work.converge(self._wanted, self.fault_point))
             if not self._book.is_open:
@@ -126,12 +149,14 @@ class EnvironmentManager:
             for name in present - self._book.attachments.keys():
                 await self._remove_leftover(name)
 
-    async def _forget(self, name: str) -> None:
+    async def _forget(self, name: str) -> bool:
         """Drops an attachment whose link is gone, unless that has changed in the meantime."""
         async with self._lock(name):
-            if name in self._book.attachments and await self._apart(lambda: work.veth(name)) is None:
-                lost = self._book.drop(name)
-                log.warning("lost service=%s instance=%d: its link is gone", lost.service, lost.instance)
+            if name not in self._book.attachments or await self._apart(lambda: work.veth(name)) is not None:
+                return False
+            lost = self._book.drop(name)
+        log.warning("lost service=%s instance=%d: its link is gone", lost.service, lost.instance)
+        return True
 
     async def _remove_leftover(self, name: str) -> None:
         """Removes a link that belongs to no attachment, unless that has changed in the meantime."""

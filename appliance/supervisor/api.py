@@ -10,6 +10,7 @@ import grp
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -23,7 +24,8 @@ from appliance.environment.attachment import NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.observe.counters import HEARTBEAT, drops, snapshot
 from appliance.observe.flows import listing
-from appliance.supervisor.errors import StartError
+from appliance.supervisor.errors import NotReadyError, StartError
+from appliance.tables.catalogue import Host, Service
 from appliance.tables.publish import TableFullError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BODY_MAX = 1 << 20
+_SUMMARY = ("member", "node", "broker", "connected", "since", "last_error", "subnets", "ready", "jobs", "instances")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -62,6 +65,14 @@ class AttachRequest(BaseModel):
         return NetnsRef.by_path(self.path or "")
 
 
+class NeedRequest(BaseModel):
+    """Which job is needed here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    job: Annotated[str, Field(pattern=JOB_NAME)]
+
+
 def _reply(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(value, default=str), status=status, content_type="application/json")
 
@@ -85,6 +96,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _refuse(_explain(error))
     except (ConfigError, MessageError, EnvironmentError_, StartError) as error:
         return _refuse(str(error))
+    except NotReadyError as error:
+        return _refuse(str(error), 503)
     except TableFullError as error:
         return _refuse(str(error), 507)
     except web.HTTPException as error:
@@ -109,12 +122,17 @@ class Api:
         app.router.add_post("/v1/reload", self.reload)
         app.router.add_get("/v1/status", self.status)
         app.router.add_get("/v1/flows", self.flows)
+        app.router.add_get("/v1/hosts", self.hosts)
+        app.router.add_get("/v1/services", self.services)
+        app.router.add_get("/v1/cluster", self.cluster)
+        app.router.add_post("/v1/need", self.need)
+        app.router.add_get("/v1/resolve/{address}", self.resolve)
         return app
 
     async def attach(self, request: web.Request) -> web.Response:
         """Join a container's namespace to the bridge."""
         wanted = AttachRequest.model_validate_json(await request.read())
-        attachment = await self._supervisor.environment.attach(wanted.service, wanted.instance, wanted.reference)
+        attachment = await self._supervisor.attach(wanted.service, wanted.instance, wanted.reference)
         return _reply(attachment.reply(), 201)
 
     async def detach(self, request: web.Request) -> web.Response:
@@ -122,13 +140,48 @@ class Api:
         service, number = request.match_info["service"], request.match_info["instance"]
         if not number.isdecimal():
             return _refuse(f"instance: expected a whole number, got {number!r}")
-        if not await self._supervisor.environment.detach(service, int(number)):
+        if not await self._supervisor.detach(service, int(number)):
             return _refuse(f"service, instance: {service} {number} is not attached", 404)
         return web.Response(status=204)
 
     async def attachments(self, _request: web.Request) -> web.Response:
         """All attached containers."""
         return _reply({"attachments": [a.reply() for a in self._supervisor.environment.attachments()]})
+
+    async def hosts(self, _request: web.Request) -> web.Response:
+        """All containers that packets can be sent to, and where they are."""
+        return _reply({"hosts": [_host(host) for host in self._supervisor.catalogue.hosts.values()]})
+
+    async def services(self, _request: web.Request) -> web.Response:
+        """All ServiceIPs, and the containers behind them."""
+        return _reply({"services": [_service(it) for it in self._supervisor.catalogue.services.values()]})
+
+    async def cluster(self, _request: web.Request) -> web.Response:
+        """The membership: connection, interests, what was counted."""
+        return _reply(self._supervisor.membership.status())
+
+    async def need(self, request: web.Request) -> web.Response:
+        """Something here is about to use a job: have its instances in the tables."""
+        wanted = NeedRequest.model_validate_json(await request.read())
+        return _reply({"job": wanted.job, "found": await self._supervisor.membership.need(wanted.job)})
+
+    async def resolve(self, request: web.Request) -> web.Response:
+        """What an address is, asking the cluster if the tables lack it."""
+        try:
+            address = ip_address(request.match_info["address"])
+        except ValueError:
+            return _refuse(f"address: expected an IP address, got {request.match_info['address']!r}")
+        found = await self._supervisor.membership.resolve(address)
+        service = self._supervisor.catalogue.services.get(address)
+        host = self._supervisor.catalogue.hosts.get(address)
+        return _reply(
+            {
+                "address": str(address),
+                "found": found,
+                "service": None if service is None else _service(service),
+                "host": None if host is None else _host(host),
+            }
+        )
 
     async def reload(self, _request: web.Request) -> web.Response:
         """Read the configuration and the static tables again."""
@@ -152,13 +205,45 @@ class Api:
                     "epoch": supervisor.publisher.epoch,
                     "hosts": len(supervisor.catalogue.hosts),
                     "services": len(supervisor.catalogue.services),
+                    **_age(supervisor.membership.status()),
                 },
+                "cluster": _summary(supervisor.membership.status()),
             }
         )
 
     async def flows(self, _request: web.Request) -> web.Response:
         """Live flows of all workers."""
         return _reply({"flows": [f for w in self._supervisor.pool.workers for f in listing(w.index, w.records)]})
+
+
+def _host(host: Host) -> dict[str, Any]:
+    return {
+        "address": str(host.address),
+        "node": str(host.node),
+        "port": host.port,
+        "instance_ip": None if host.instance_ip is None else str(host.instance_ip),
+        "local": host.local,
+        "owner": host.owner,
+    }
+
+
+def _service(service: Service) -> dict[str, Any]:
+    return {
+        "address": str(service.address),
+        "policy": service.policy,
+        "backends": [str(address) for address in service.backends],
+        "job": service.name,
+    }
+
+
+def _age(cluster: dict[str, Any]) -> dict[str, float]:
+    """Seconds for which the oldest of what the cluster said may have been outdated; nothing without a cluster."""
+    return {"staleness": cluster["staleness"]} if "staleness" in cluster else {}
+
+
+def _summary(cluster: dict[str, Any]) -> dict[str, Any]:
+    """The membership in few words."""
+    return {name: cluster[name] for name in _SUMMARY if name in cluster}
 
 
 def _worker(worker: Any) -> dict[str, Any]:

@@ -1,8 +1,14 @@
 """The supervisor's life: make the node, keep it, take it down.
 
-Start, in this order, so that nothing is reachable before it works: configuration, probes, tables, TUN queues, sockets
-and steering, bridge and routes, template and workers, static tables, API. Stop is the reverse. Whatever fails at
-start undoes what came before it, and the reason is one line.
+Start, in this order, so that nothing is reachable before it works: configuration, TUN queues, probes, sockets and
+steering, tables with the file's and the cluster's last known jobs, bridge and routes, template and workers, API. Stop
+is the reverse. Whatever fails at start undoes what came before it, and the reason is one line.
+
+Nothing of this waits for the cluster. A node that has no subnets yet runs without a bridge until they come
+(``membership``); the API says meanwhile why nothing can be attached.
+
+What others find out is told here: ``attachment_gone`` if a container went away by itself, ``uplink_changed`` if the
+underlay's addresses or routes changed. ``listeners`` are called with all jobs after each change of the tables.
 
 SIGTERM and SIGINT stop, SIGHUP reloads (``reload``).
 """
@@ -20,22 +26,30 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from appliance import config as configuration
-from appliance.cluster.messages import MessageError, entries, read_results
+from appliance.cluster.checks import check_job
+from appliance.cluster.errors import ClusterError
+from appliance.cluster.messages import MessageError, read_results
+from appliance.cluster.requests import Endpoint
 from appliance.config import Config
 from appliance.dataplane import cache
+from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.manager import EnvironmentManager
 from appliance.environment.tun import TunDevice
 from appliance.observe.log import configure
 from appliance.supervisor import probe
-from appliance.supervisor.errors import StartError
+from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
+from appliance.tables.publish import TableFullError
+
+if TYPE_CHECKING:
+    from appliance.supervisor.publication import Listener
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +96,7 @@ class Supervisor:
         self.port = config.tunnel.advertised_port or config.tunnel.port
         self.offloads: dict[str, Offload] = {}
         self.environment = EnvironmentManager(config)
+        self.listeners: list[Listener] = []
         self.last_error = ""
         self._stack = AsyncExitStack()
 
@@ -95,6 +110,8 @@ class Supervisor:
 
     async def _start(self) -> None:
         from appliance.supervisor.api import serve
+        from appliance.supervisor.membership import Membership
+        from appliance.supervisor.publication import Publication
         from appliance.supervisor.workers import WorkerPool, cpus_of
         from appliance.tables.catalogue import Catalogue
         from appliance.tables.publish import Publisher
@@ -109,9 +126,15 @@ class Supervisor:
         self._stack.callback(self.publisher.close)
         self.publisher.set_ranges(self.config.network.services, self.config.network.overlay)
         self.catalogue = Catalogue(self.publisher)
-        await self._start_environment()
+        here = Endpoint(self.address, self.port)
+        self.publication = Publication(self.catalogue, here)
+        self.publication.listeners = self.listeners
+        self.membership = Membership(self.config, here, self.environment, self.publication, self.pool)
+        self._stack.push_async_callback(self.environment.close)
         self._stack.push_async_callback(self.pool.stop)
+        self._stack.push_async_callback(self.membership.stop)
         self._apply_tables()
+        await self.membership.start()
         await self.pool.start(
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )
@@ -176,19 +199,54 @@ class Supervisor:
         except OSError as error:
             raise StartError(f"workers.count: expected 1, as this kernel cannot steer {what}: {error}") from error
 
-    async def _start_environment(self) -> None:
-        self._stack.push_async_callback(self.environment.close)
-        await self.environment.converge()
+    # --- containers ----------------------------------------------------------------------------------------------
+
+    async def attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
+        """Put a container on the bridge, and announce it.
+
+        Raises MessageError, EnvironmentError_, or NotReadyError while the node has no subnets.
+        """
+        check_job(service)
+        if not self.membership.provisioned.is_set():
+            raise NotReadyError(self.membership.why_not_ready())
+        attachment = await self.environment.attach(service, instance, netns)
+        await self.membership.reconcile()
+        return attachment
+
+    async def detach(self, service: str, instance: int) -> bool:
+        """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
+        found = await self.environment.detach(service, instance)
+        await self.membership.reconcile()
+        return found
+
+    async def attachment_gone(self, attachment: Attachment) -> None:
+        """A container's link or namespace is gone: forget it, and say so. Nothing if it is there after all."""
+        await self.environment.forget(attachment.service, attachment.instance)
+        await self.membership.reconcile()
+
+    async def uplink_changed(self) -> None:
+        """Addresses or routes of the underlay changed: if peers reach this node elsewhere now, say so."""
+        try:
+            address = uplink_address(self.config)
+        except StartError as error:
+            log.warning("no way to the other nodes, the last address stays", extra={"error": str(error)})
+            return
+        if address == self.address:
+            return
+        log.info("uplink address", extra={"old": str(self.address), "new": str(address)})
+        self.address = address
+        try:
+            await self.membership.move(Endpoint(address, self.port))
+        except TableFullError as error:
+            self.last_error = f"uplink: {error}"
+            log.error("tables refused, what fits is in force", extra={"error": str(error)})
 
     # --- tables --------------------------------------------------------------------------------------------------
 
     def _apply_tables(self) -> list[str]:
         """Make the static tables those in force; gives what changed. Raises MessageError or TableFullError."""
         path = self.config.tables.static
-        if not path:
-            return []
-        hosts, services = entries(read_results(Path(path)), self.address, self.port)
-        return self.catalogue.replace(hosts, services).changed
+        return self.publication.replace_static(read_results(Path(path)) if path else ()).changed
 
     async def reload(self) -> list[str]:
         """Read the configuration and the static tables again; gives what changed. A wrong file changes nothing.
@@ -256,7 +314,7 @@ def run(config: Config, path: Path) -> int:
     cache.use(config.paths.cache)
     try:
         uvloop.run(_serve(config, path))
-    except (StartError, MessageError, EnvironmentError_, OSError) as error:
+    except (StartError, ClusterError, MessageError, EnvironmentError_, TableFullError, OSError) as error:
         log.error("cannot run", extra={"error": str(error)})
         sys.stderr.write(f"appliance: {error}\n")
         return 1

@@ -1,49 +1,67 @@
-"""The supervisor's end of what workers report and are told about addresses (``appliance.dataplane.misses``).
+"""Addresses that a worker's tables lack: asked for once, answered once.
 
-One writer a word: the worker writes reports and their head, we their tail; we write refusals and their count. An order of
-stores is enough, as each side publishes a count after what it counts; x86-64 and CPython's lock give that here, and on
-arm64 the eventfd's system call does.
+Theory of operation
+-------------------
+*Owns* one task an address that is being asked for. *Called* in the supervisor's event loop, by the workers' rings
+(``missed``), as often as packets to such an address arrive; while the question is open, nothing more happens.
+
+Every address that was missed is answered: the tables have it now, or nobody does, or nobody could be asked. Of more
+than ``OPEN_MAX`` at a time, which only a scan of the address range makes, the rest is answered with no at once.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from typing import Any
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final
 
-from appliance import limits
-from appliance.dataplane.misses import HEAD, RECORD, RECORDS, REFUSALS, REFUSED_AT, TAIL
-from appliance.tables import layout
 from appliance.tables.layout import IPAddress
 
+log = logging.getLogger(__name__)
 
-class Reports:
-    """One worker's reports; ``descriptor`` is readable when there are some."""
+OPEN_MAX: Final = 1_024
+"""Questions at a time. A cluster answers one in some milliseconds, so a node's real services never get near."""
 
-    def __init__(self, ring: Any) -> None:
-        self._ring = ring
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def take(self) -> Iterator[tuple[int, IPAddress]]:
-        """Kind and address of each report since the last call. A worker that lies about their number gets nowhere."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.descriptor)
-        tail, head = int(self._ring[TAIL]), int(self._ring[HEAD])
-        for number in range(max(tail, head - limits.MISS_RING), head):
-            at = RECORDS + RECORD * (number & (limits.MISS_RING - 1))
-            kind, hi, lo = (int(word) for word in self._ring[at : at + 3])
-            yield kind, layout.address(hi, lo)
-        self._ring[TAIL] = head
-
-    def close(self) -> None:
-        """Give up the descriptor."""
-        os.close(self.descriptor)
+Resolve = Callable[[IPAddress], Awaitable[bool]]
+Answered = Callable[[IPAddress, bool], None]
 
 
-def refuse(control: Any, address: IPAddress) -> None:
-    """Tell a worker, in its control words, that nobody has an address. It is to be woken after that."""
-    number = int(control[REFUSALS])
-    at = REFUSED_AT + 2 * (number & (limits.REFUSAL_RING - 1))
-    control[at], control[at + 1] = layout.words(address)
-    control[REFUSALS] = number + 1
+class Misses:
+    """See the module. ``resolve`` asks, ``answered`` is told the outcome."""
+
+    def __init__(self, resolve: Resolve, answered: Answered) -> None:
+        self.counters: Counter[str] = Counter()
+        self._resolve = resolve
+        self._answered = answered
+        self._open: dict[IPAddress, asyncio.Task[None]] = {}
+
+    def missed(self, address: IPAddress) -> None:
+        """A packet to an unknown address."""
+        if address in self._open:
+            return
+        self.counters["missed"] += 1
+        if len(self._open) >= OPEN_MAX:
+            self.counters["not_asked"] += 1
+            self._answered(address, False)
+            return
+        self._open[address] = asyncio.create_task(self._ask(address), name=f"miss {address}")
+
+    async def stop(self) -> None:
+        """Asks no more; what is open is not answered."""
+        tasks = list(self._open.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _ask(self, address: IPAddress) -> None:
+        found = False
+        try:
+            found = await self._resolve(address)
+        except Exception:
+            log.exception("an address could not be asked for", extra={"address": str(address)})
+        finally:
+            del self._open[address]
+        self.counters["found" if found else "not_found"] += 1
+        self._answered(address, found)

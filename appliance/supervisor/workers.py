@@ -30,12 +30,11 @@ from typing import Any
 
 from appliance import limits
 from appliance.config import Config
-from appliance.dataplane import flow, memory
-from appliance.dataplane import misses as dataplane_misses
+from appliance.dataplane import flow, memory, misses
 from appliance.dataplane.source import MODES
 from appliance.environment.tun import TunDevice
 from appliance.observe import counters
-from appliance.supervisor import misses
+from appliance.supervisor import reports
 from appliance.supervisor.sockets import WorkerSockets
 from appliance.supervisor.template import Spawn
 from appliance.tables import segment
@@ -62,7 +61,7 @@ class Worker:
     records: Any
     counters: Any
     control: Any
-    reports: misses.Reports
+    reports: reports.Reports
     wake: int
     pid: int = 0
     started: float = 0.0
@@ -92,13 +91,13 @@ def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: 
         "records": [("records", flow.FLOW, flows)],
         "counters": counters.SECTIONS,
         "control": memory.SECTIONS,
-        "misses": dataplane_misses.SECTIONS,
+        "misses": misses.SECTIONS,
     }
     fds = {name: segment.create(f"edge-{name}-{index}", sections) for name, sections in layouts.items()}
-    records, counts, control, reports = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
+    records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
     counts[counters.ANNOUNCED] = ASLEEP
     wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    return Worker(index, cpu, queue, sockets, fds, records, counts, control, misses.Reports(reports), wake)
+    return Worker(index, cpu, queue, sockets, fds, records, counts, control, reports.Reports(ring), wake)
 
 
 class WorkerPool:
@@ -120,8 +119,9 @@ class WorkerPool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready = asyncio.Event()
         self._stopping = False
-        self.on_miss: Callable[[IPAddress], None] = lambda _address: None
-        """Called in the event loop for each address that a worker lacks; may repeat. ``answered`` ends the waiting."""
+        self.on_miss: Callable[[IPAddress], None] = self._nobody_knows
+        """Called in the event loop for each address that a worker lacks; may repeat. ``answered`` ends the waiting.
+        Until somebody sets it, nobody can be asked."""
         self.on_too_big: Callable[[IPAddress], None] = lambda _node: None
         """Called in the event loop for a node whose path is narrower than its entry says; may repeat."""
 
@@ -160,16 +160,19 @@ class WorkerPool:
 
     def _report(self, worker: Worker) -> None:
         for kind, address in worker.reports.take():
-            if kind == dataplane_misses.ADDRESS:
+            if kind == misses.ADDRESS:
                 self.on_miss(address)
             else:
                 self.on_too_big(address)
+
+    def _nobody_knows(self, address: IPAddress) -> None:
+        self.answered(address, found=False)
 
     def answered(self, address: IPAddress, found: bool) -> None:
         """Say that the tables have an address now, or that nobody has it, to the workers that wait for it."""
         for worker in self._workers:
             if not found:
-                misses.refuse(worker.control, address)
+                reports.refuse(worker.control, address)
             os.eventfd_write(worker.wake, 1)
 
     # --- template ------------------------------------------------------------------------------------------------

@@ -1,19 +1,22 @@
 """What the tables should hold, as Python values, and the changes that bring them there.
 
-Owned by the supervisor. ``replace`` compares the wanted entries with those in force and publishes the difference as one
-epoch; what did not change is not touched, so a notice about one instance costs one entry, however large the tables are.
+Owned by the supervisor. ``update`` compares the wanted entries of some addresses with those in force and publishes the
+difference as one epoch; what did not change is not touched, so a notice about one instance costs one entry, however
+large the tables are. ``replace`` does so for all addresses.
 
 A host's *generation* is the identity of the instance behind an address: it changes when the address gets another
 instance, and not when the instance's node gets another underlay address. Flows carry it.
 
-On a full table the change stops at the row that did not fit; ``replace`` raises, and the next one tries the rest again.
+On a full table the change stops at the row that did not fit; ``update`` raises, and whoever calls it with the same
+addresses again tries the rest again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,10 @@ import numpy as np
 from appliance import limits
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
-from appliance.tables.publish import Publisher
+from appliance.tables.publish import Publisher, TableFullError
 
+NOWHERE = IPv6Address(0)
+"""In place of an instance IP that there is not: both words zero."""
 POLICIES = {"rr": layout.POLICY_RR, "instance": layout.POLICY_INSTANCE}
 
 
@@ -62,12 +67,25 @@ class Node:
     ours: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Change:
-    """What one ``replace`` did."""
+    """What one ``update`` did, by address."""
 
     epoch: int
-    changed: list[str] = field(default_factory=list)
+    hosts: tuple[IPAddress, ...] = ()
+    services: tuple[IPAddress, ...] = ()
+    services_removed: tuple[IPAddress, ...] = ()
+    hosts_removed: tuple[IPAddress, ...] = ()
+
+    @property
+    def changed(self) -> list[str]:
+        """A few words for each entry."""
+        return [
+            *(f"host {address}" for address in self.hosts),
+            *(f"service {address}" for address in self.services),
+            *(f"service {address} removed" for address in self.services_removed),
+            *(f"host {address} removed" for address in self.hosts_removed),
+        ]
 
 
 class Catalogue:
@@ -80,7 +98,7 @@ class Catalogue:
         self._nodes: dict[IPAddress, Node] = {}
         self._generations: dict[IPAddress, int] = {}
         self._ordinals: dict[IPAddress, int] = {}
-        self._free_ordinals = list(range(publisher.capacity.services - 1, -1, -1))
+        self._free_ordinals: list[int] = []
         self._generation = 0
 
     @property
@@ -98,63 +116,96 @@ class Catalogue:
         """Nodes in force, by underlay address."""
         return self._nodes
 
-    def replace_nodes(self, nodes: Iterable[Node]) -> Change:
-        """Make these the nodes of the tables. Raises ``publish.TableFullError``."""
+    def replace_nodes(self, nodes: Iterable[Node]) -> bool:
+        """Make these the nodes of the tables; whether that changed anything. Raises ``publish.TableFullError``."""
         wanted = {node.address: node for node in nodes}
-        fresh = [node for node in wanted.values() if self._nodes.get(node.address) != node]
-        gone = [address for address in self._nodes if address not in wanted]
-        if fresh:
-            self._publisher.put_nodes(node_rows(fresh))
-            self._nodes.update((node.address, node) for node in fresh)
+        gone = {address: None for address in self._nodes if address not in wanted}
+        return self.update_nodes({**gone, **wanted})
+
+    def update_nodes(self, nodes: Mapping[IPAddress, Node | None]) -> bool:
+        """Give these addresses these nodes, or none; all others stay. Raises ``publish.TableFullError``."""
+        fresh = {at: it for at, it in nodes.items() if it is not None and it != self._nodes.get(at)}
+        gone = [at for at, it in nodes.items() if it is None and at in self._nodes]
         for address in gone:
             self._publisher.remove_node(*layout.words(address))
             del self._nodes[address]
-        changed = [f"node {node.address}" for node in fresh] + [f"node {address} removed" for address in gone]
-        epoch = self._publisher.publish() if changed else self._publisher.epoch
-        return Change(epoch, changed)
+        if fresh:
+            self._publisher.put_nodes(node_rows(fresh.values()))
+            self._nodes.update(fresh)
+        if fresh or gone:
+            self._publisher.publish()
+        return bool(fresh or gone)
 
     def replace(self, hosts: Iterable[Host], services: Iterable[Service]) -> Change:
-        """Make these the content of the tables. Raises ``publish.TableFullError``.
+        """Make these the content of the tables. Raises ``publish.TableFullError``."""
+        wanted_hosts: dict[IPAddress, Host | None] = dict.fromkeys(self._hosts)
+        wanted_hosts.update((host.address, host) for host in hosts)
+        wanted_services: dict[IPAddress, Service | None] = dict.fromkeys(self._services)
+        wanted_services.update((service.address, service) for service in services)
+        return self.update(wanted_hosts, wanted_services)
 
-        Hosts come first and go last, so that no ServiceIP ever leads to an address that the host table lacks.
+    def update(self, hosts: Mapping[IPAddress, Host | None], services: Mapping[IPAddress, Service | None]) -> Change:
+        """Give these addresses these entries, or none; all others stay. Raises ``publish.TableFullError``.
+
+        Hosts come first and go last, so that no ServiceIP ever leads to an address that the host table lacks; on a full
+        table what goes makes room first.
         """
-        wanted_hosts = {host.address: host for host in hosts}
-        wanted_services = {service.address: service for service in services}
-        changed = self._put_hosts([h for h in wanted_hosts.values() if self._hosts.get(h.address) != h])
-        changed += self._put_services([s for s in wanted_services.values() if self._services.get(s.address) != s])
-        for address in [a for a in self._services if a not in wanted_services]:
+        put_hosts = {at: it for at, it in hosts.items() if it is not None and it != self._hosts.get(at)}
+        put_services = {at: it for at, it in services.items() if it is not None and it != self._services.get(at)}
+        no_services = tuple(at for at, it in services.items() if it is None and at in self._services)
+        no_hosts = tuple(at for at, it in hosts.items() if it is None and at in self._hosts)
+        try:
+            self._put(put_hosts, put_services)
+        except TableFullError:
+            if not no_services and not no_hosts:
+                raise
+            self._remove(no_services, no_hosts)  # what is to go must not stand in the way of what is to come
+            self._publisher.publish()
+            self._put(put_hosts, put_services)
+        else:
+            self._remove(no_services, no_hosts)
+        is_change = put_hosts or put_services or no_services or no_hosts
+        epoch = self._publisher.publish() if is_change else self._publisher.epoch
+        return Change(epoch, tuple(put_hosts), tuple(put_services), no_services, no_hosts)
+
+    def _put(self, hosts: Mapping[IPAddress, Host], services: Mapping[IPAddress, Service]) -> None:
+        self._put_hosts(hosts)
+        self._put_services(services)
+
+    def _remove(self, services: Iterable[IPAddress], hosts: Iterable[IPAddress]) -> None:
+        for address in services:
             self._remove_service(address)
-            changed.append(f"service {address} removed")
-        for address in [a for a in self._hosts if a not in wanted_hosts]:
+        for address in hosts:
             self._remove_host(address)
-            changed.append(f"host {address} removed")
-        epoch = self._publisher.publish() if changed else self._publisher.epoch
-        return Change(epoch, changed)
 
-    def _put_hosts(self, hosts: list[Host]) -> list[str]:
-        if not hosts:
-            return []
-        for host in hosts:
-            known = self._hosts.get(host.address)
-            if known is None or (known.owner, known.instance_ip) != (host.owner, host.instance_ip):
-                self._generation += 1
-                self._generations[host.address] = self._generation
-        self._publisher.put_hosts(host_rows(hosts, self._generations))
-        self._hosts.update((host.address, host) for host in hosts)
-        return [f"host {host.address}" for host in hosts]
+    def _put_hosts(self, hosts: Mapping[IPAddress, Host]) -> None:
+        if hosts:
+            generations = [self._generation_of(host) for host in hosts.values()]
+            self._publisher.put_hosts(host_rows(hosts.values(), generations))
+            self._hosts.update(hosts)
 
-    def _put_services(self, services: list[Service]) -> list[str]:
-        if not services:
-            return []
-        for service in services:
-            if service.address not in self._ordinals:
-                if not self._free_ordinals:
-                    self._publisher.refuse_service()
-                self._ordinals[service.address] = self._free_ordinals.pop()
-        rows = service_rows(services, self._ordinals)
-        self._publisher.put_services(rows, [choice_rows(service) for service in services])
-        self._services.update((service.address, service) for service in services)
-        return [f"service {service.address}" for service in services]
+    def _generation_of(self, host: Host) -> int:
+        """A host's generation, which is another one if the address gets another instance."""
+        known = self._hosts.get(host.address)
+        if known is None or (known.owner, known.instance_ip) != (host.owner, host.instance_ip):
+            self._generation += 1
+            self._generations[host.address] = self._generation
+        return self._generations[host.address]
+
+    def _put_services(self, services: Mapping[IPAddress, Service]) -> None:
+        if services:
+            ordinals = [self._ordinal_of(address) for address in services]
+            self._publisher.put_services(service_rows(services.values(), ordinals), choice_rows(services.values()))
+            self._services.update(services)
+
+    def _ordinal_of(self, address: IPAddress) -> int:
+        ordinal = self._ordinals.get(address)
+        if ordinal is None:
+            if len(self._ordinals) == self._publisher.capacity.services:
+                self._publisher.refuse_service()
+            ordinal = self._free_ordinals.pop() if self._free_ordinals else len(self._ordinals)
+            self._ordinals[address] = ordinal
+        return ordinal
 
     def _remove_host(self, address: IPAddress) -> None:
         self._publisher.remove_host(*layout.words(address))
@@ -166,37 +217,56 @@ class Catalogue:
         self._free_ordinals.append(self._ordinals.pop(address))
 
 
-def host_rows(hosts: Iterable[Host], generations: Mapping[IPAddress, int]) -> Any:
+def host_rows(hosts: Collection[Host], generations: Sequence[int]) -> Any:
     """Rows of ``layout.HOST``."""
-    return np.array([_host_values(host, generations[host.address]) for host in hosts], dtype=layout.HOST)
-
-
-def _host_values(host: Host, generation: int) -> tuple[int, ...]:
-    instance = layout.words(host.instance_ip) if host.instance_ip else (0, 0)
-    flags = layout.HOST_LOCAL if host.local else 0
-    return (*layout.words(host.address), *layout.words(host.node), *instance, generation, 0, host.port, flags, 0)
-
-
-def node_rows(nodes: Iterable[Node]) -> Any:
-    """Rows of ``layout.NODE``."""
-    rows = [(*layout.words(it.address), 0, it.mtu, it.port, layout.NODE_OURS if it.ours else 0, 0, 0) for it in nodes]
-    return np.array(rows, dtype=layout.NODE)
-
-
-def service_rows(services: list[Service], ordinals: Mapping[IPAddress, int]) -> Any:
-    """Rows of ``layout.SERVICE``, their choices yet to be placed."""
-    rows = np.zeros(len(services), dtype=layout.SERVICE)
-    addresses = np.array([layout.words(service.address) for service in services], dtype=np.int64)
-    rows["address_hi"], rows["address_lo"] = addresses[:, 0], addresses[:, 1]
-    rows["ordinal"] = [ordinals[service.address] for service in services]
-    rows["policy"] = [POLICIES[service.policy] for service in services]
+    rows = np.zeros(len(hosts), dtype=layout.HOST)
+    _set_words(rows, "address", [host.address for host in hosts])
+    _set_words(rows, "node", [host.node for host in hosts])
+    _set_words(rows, "instance", [host.instance_ip or NOWHERE for host in hosts])
+    rows["generation"] = generations
+    rows["port"] = [host.port for host in hosts]
+    rows["flags"] = [layout.HOST_LOCAL if host.local else 0 for host in hosts]
     return rows
 
 
-def choice_rows(service: Service) -> Any:
+def node_rows(nodes: Collection[Node]) -> Any:
+    """Rows of ``layout.NODE``."""
+    rows = np.zeros(len(nodes), dtype=layout.NODE)
+    _set_words(rows, "address", [node.address for node in nodes])
+    rows["port"] = [node.port for node in nodes]
+    rows["mtu"] = [node.mtu for node in nodes]
+    rows["flags"] = [layout.NODE_OURS if node.ours else 0 for node in nodes]
+    return rows
+
+
+def service_rows(services: Collection[Service], ordinals: Sequence[int]) -> Any:
+    """Rows of ``layout.SERVICE``, their choices counted and yet to be placed."""
+    rows = np.zeros(len(services), dtype=layout.SERVICE)
+    _set_words(rows, "address", [service.address for service in services])
+    rows["ordinal"] = ordinals
+    rows["policy"] = [POLICIES[service.policy] for service in services]
+    rows["count"] = [len(choices(service)) for service in services]
+    return rows
+
+
+def choice_rows(services: Collection[Service]) -> Any:
+    """Rows of ``layout.CHOICE``: the choices of all services, end to end."""
+    backends = [address for service in services for address in choices(service)]
+    rows = np.zeros(len(backends), dtype=layout.CHOICE)
+    _set_words(rows, "address", backends)
+    return rows
+
+
+def choices(service: Service) -> Sequence[IPAddress]:
     """The choice list: each backend as often as its weight says, spread evenly (smooth weighted round robin)."""
-    order = spread(service.weights) if service.weights else range(len(service.backends))
-    return np.array([layout.words(service.backends[i]) for i in order], dtype=layout.CHOICE)
+    if not service.weights:
+        return service.backends
+    return [service.backends[i] for i in spread(service.weights)]
+
+
+def _set_words(rows: Any, name: str, addresses: Iterable[IPAddress]) -> None:
+    words = layout.words_of(addresses)
+    rows[f"{name}_hi"], rows[f"{name}_lo"] = words[:, 0], words[:, 1]
 
 
 def spread(weights: Iterable[int]) -> list[int]:

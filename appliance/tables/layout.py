@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -139,6 +140,11 @@ def words(address: IPAddress | str) -> tuple[int, int]:
         address = ipaddress.ip_address(address)
     hi, lo = struct.unpack("=qq", packed16(address))
     return hi, lo
+
+
+def words_of(addresses: Iterable[IPAddress]) -> Any:
+    """The table words of addresses, an int64 array of two columns."""
+    return np.frombuffer(b"".join(map(packed16, addresses)), dtype=np.int64).reshape(-1, 2)
 
 
 def address(hi: int, lo: int) -> IPAddress:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -76,7 +76,8 @@ class _Entries:
     def __init__(self, name: str, buckets: Any, entries: Any, mask: int, seed: int) -> None:
         self.name, self._buckets, self._entries = name, buckets, entries
         self._mask, self._seed = np.int64(mask), np.int64(seed)
-        self._free = list(range(len(entries) - 1, -1, -1))
+        self._free: list[int] = []
+        self._fresh = 0  # from here on no place was ever used, so a large table costs nothing until it is filled
 
     def full(self) -> TableFullError:
         """What to raise when there is no room."""
@@ -85,16 +86,21 @@ class _Entries:
     @property
     def room(self) -> int:
         """How many places are free."""
-        return len(self._free)
+        return len(self._free) + len(self._entries) - self._fresh
 
     def put(self, rows: Any) -> list[int]:
         """Insert or replace at most ``room`` rows; the places that fell out of use."""
         count = len(rows)
-        places = np.array(self._free[-count:], dtype=np.int64)
-        del self._free[-count:]
+        places = self._take(count)
         replaced = np.empty(count, dtype=np.int64)
         _put(self._buckets, self._entries, self._mask, self._seed, rows, places, replaced)
         return [int(place) for place in replaced[replaced >= 0]]
+
+    def _take(self, count: int) -> Any:
+        used = self._free[max(0, len(self._free) - count) :]
+        del self._free[len(self._free) - len(used) :]
+        first, self._fresh = self._fresh, self._fresh + count - len(used)
+        return np.concatenate([np.array(used, dtype=np.int64), np.arange(first, self._fresh, dtype=np.int64)])
 
     def remove(self, hi: int, lo: int) -> list[int]:
         """Unlink; the place that fell out of use, if there was one."""
@@ -186,15 +192,18 @@ class Publisher:
         """Remove a node, if it is there."""
         self._retire(self._nodes.free, self._nodes.remove(hi, lo))
 
-    def put_services(self, rows: Any, choices: Sequence[Any]) -> None:
-        """Insert or replace ServiceIPs; ``choices``: for each row an array of ``layout.CHOICE``.
+    def put_services(self, rows: Any, choices: Any) -> None:
+        """Insert or replace ServiceIPs; ``choices``: an array of ``layout.CHOICE``, as many for each row as its
+        ``count`` says, end to end.
 
         Raises TableFullError; then the rows before the one that did not fit are in the table.
         """
-        for row, places in zip(rows, choices, strict=True):
-            row["choices"], row["count"] = self._place_choices(places), len(places)
+        at = 0
         for chunk in self._chunks(self._services, rows):
+            count = int(chunk["count"].sum())
+            self._place_choices(chunk, choices[at : at + count])
             self._retire_services(self._services.put(chunk))
+            at += count
 
     def remove_service(self, hi: int, lo: int) -> None:
         """Remove a ServiceIP, if it is there."""
@@ -216,13 +225,29 @@ class Publisher:
             yield chunk
             at += len(chunk)
 
-    def _place_choices(self, choices: Any) -> int:
+    def _place_choices(self, rows: Any, choices: Any) -> None:
+        """Write the choices of all rows, or of none: what is not in the table must not keep places."""
+        counts = rows["count"].astype(np.int64)
+        starts: list[int] = []
         try:
-            start = self._choices.allocate(max(1, len(choices)))
+            starts.extend(map(self._allocate_choices, counts.tolist()))
+        except TableFullError:
+            self._free_choices(starts)
+            raise
+        rows["choices"] = starts
+        ends = np.cumsum(counts)
+        self._tables.choices[np.repeat(np.array(starts) - ends + counts, counts) + np.arange(len(choices))] = choices
+
+    def _allocate_choices(self, count: int) -> int:
+        size = max(1, count)
+        try:
+            return self._choices.allocate(size)
+        except MemoryError:
+            self.publish()  # what was retired before may be free after another epoch
+        try:
+            return self._choices.allocate(size)
         except MemoryError as error:
             raise TableFullError(f"tables.backends: {error} of {self.capacity.choices}") from error
-        self._tables.choices[start : start + len(choices)] = choices
-        return start
 
     def _retire_services(self, places: list[int]) -> None:
         self._retire(self._free_choices, [int(start) for start in self._tables.services[places]["choices"]])

@@ -37,7 +37,7 @@ def test_it_connects_as_existing_nodes_do(broker: Mosquitto, tmp_path: Path) -> 
             await subject.connected()
 
     run(test)
-    assert f"as {wire.NODE} (p2, c1, k30)" in broker.log.read_text(), "MQTT 3.1.1, clean session, keepalive 30 s"
+    assert f"as {wire.NODE} (p2, c1, k3)" in broker.log.read_text(), "MQTT 3.1.1, clean session, keepalive 3 s"
 
 
 def test_a_life(broker: Mosquitto, tmp_path: Path) -> None:

@@ -37,14 +37,16 @@ class Process:
         """Starts it, and waits until it is ready."""
         with self.log.open("ab") as log:
             start = log.tell()
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "appliance", "cluster", *self.arguments], stderr=log, stdout=log, cwd=ROOT
-            )
+            self.popen = subprocess.Popen(self.command(), stderr=log, stdout=log, cwd=ROOT)
         end = time.monotonic() + READY_S
         while b": ready " not in self.log.read_bytes()[start:]:
             if self.popen.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"not ready: {self.log.read_text()}")
             time.sleep(0.02)
+
+    def command(self) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", "appliance", "cluster", *self.arguments]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ends it; its exit status."""

@@ -1,0 +1,117 @@
+"""How long the supervisor takes from an answer of the cluster to the tables that the workers read.
+
+One process, no packets: 10,000 services of five instances each, both families, as a large cluster's answers have
+them. Everything at once (a start, another uplink), everything again without a difference (a return of the broker), and
+one answer in which one instance has moved, from the bytes of the message to the published epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from statistics import median
+
+import orjson
+
+from appliance.cluster.feed import Tables
+from appliance.cluster.messages import TableQueryResult, parse_answer
+from appliance.cluster.requests import Endpoint
+from appliance.supervisor.publication import Publication
+from appliance.supervisor.warm import compile_publisher
+from appliance.tables.catalogue import Catalogue
+from appliance.tables.layout import Capacity
+from appliance.tables.publish import Publisher
+
+SERVICES, INSTANCES, NODES = 10_000, 5, 200
+UPDATES = 1_000
+CAPACITY = Capacity(hosts=131_072, services=131_072, choices=262_144)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds."""
+
+    parse: float
+    first: float
+    again: float
+    moved: float
+    updates: list[float]
+
+    def lines(self) -> Iterator[str]:
+        """What was measured, in words."""
+        yield f"{SERVICES:,} services, {SERVICES * INSTANCES:,} instances, both families"
+        yield f"  parse all answers             {self.parse:8.2f} s"
+        yield f"  publish everything            {self.first:8.2f} s"
+        yield f"  everything again, unchanged   {self.again:8.2f} s"
+        yield f"  everything, after a new uplink{self.moved:8.2f} s"
+        took = sorted(self.updates)
+        yield f"  one instance moves, median    {median(took) * 1e3:8.2f} ms, from message to epoch"
+        yield f"  · 99 %                        {took[len(took) * 99 // 100] * 1e3:8.2f} ms"
+
+
+def measure() -> Result:
+    """All of it, once."""
+    compile_publisher()
+    publication = Publication(Catalogue(Publisher(CAPACITY)), _here(1))
+    messages = [answer(number) for number in range(SERVICES)]
+    jobs: dict[str, TableQueryResult] = {}
+    parse = _seconds(lambda: jobs.update((it.job, it) for it in map(_parse, messages)))
+    everything = Tables(jobs, frozenset(jobs))
+    first = _seconds(lambda: publication.update(everything))
+    again = _seconds(lambda: publication.update(everything))
+    moved = _seconds(lambda: publication.move(_here(2)))
+    return Result(parse, first, again, moved, list(_updates(publication, jobs)))
+
+
+def _updates(publication: Publication, jobs: dict[str, TableQueryResult]) -> Iterator[float]:
+    """The first instance of one service after the other gets another address."""
+    for number in range(UPDATES):
+        message = answer(number * 7 % SERVICES, moved=True)
+        began = time.perf_counter()
+        result = _parse(message)
+        jobs[result.job] = result
+        change = publication.update(Tables(jobs, frozenset({result.job})))
+        yield time.perf_counter() - began
+        assert len(change.hosts) == len(change.hosts_removed) == 2
+
+
+def answer(number: int, *, moved: bool = False) -> bytes:
+    """The answer about one service."""
+    instances = [_instance(number, instance, moved and instance == 0) for instance in range(INSTANCES)]
+    return orjson.dumps({"app_name": f"app.ns.s{number}.test", "instance_list": instances, "query_key": ""})
+
+
+def _instance(service: int, instance: int, moved: bool) -> dict[str, object]:
+    number = service * INSTANCES + instance
+    host = number + (SERVICES * INSTANCES if moved else 0)
+    return {
+        "instance_number": instance,
+        "namespace_ip": str(IPv4Address("10.18.0.2") + host),
+        "namespace_ip_v6": str(IPv6Address("fc00::2") + host),
+        "host_ip": str(IPv4Address("192.0.2.1") + host % NODES),
+        "host_port": 50103,
+        "service_ip": [
+            _service_ip("RR", IPv4Address("10.30.0.0") + service, IPv6Address("fdff:2000::") + service),
+            _service_ip("instance_ip", IPv4Address("10.31.0.0") + number, IPv6Address("fdff::") + number),
+        ],
+    }
+
+
+def _service_ip(kind: str, v4: IPv4Address, v6: IPv6Address) -> dict[str, str]:
+    return {"IpType": kind, "Address": str(v4), "Address_v6": str(v6)}
+
+
+def _parse(message: bytes) -> TableQueryResult:
+    return parse_answer(TableQueryResult, message)
+
+
+def _here(number: int) -> Endpoint:
+    return Endpoint(IPv4Address(f"192.0.2.{number}"), 50103)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
