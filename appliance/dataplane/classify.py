@@ -5,10 +5,11 @@ be exact: trailing bytes are as malformed as missing ones, since nobody downstre
 
 ``kind`` says how the packet is to be treated:
 
-WHOLE     it has a transport header that tells its flow. TCP, UDP and SCTP flows are told apart by their ports, ICMP echo by
-          its identifier, all other protocols by their addresses alone.
+WHOLE     it has a transport header that tells its flow. TCP, UDP and SCTP flows are told apart by their ports,
+          ICMP echo by its identifier, all other protocols by their addresses alone.
 FRAGMENT  a part of a datagram, whose ports only the whole tells (``fragment``)
-ERROR     an ICMP error; the flow is that of the packet that it quotes (``error``). The ``inner`` fields describe that one.
+ERROR     an ICMP error; the flow is that of the packet that it quotes (``error``), which the ``inner`` fields
+          describe
 """
 
 import numpy as np
@@ -154,7 +155,7 @@ def _extensions(buffer, end, p):
             return _MALFORMED
         if p.protocol == ipv6.FRAGMENT_HEADER:
             bits = be16(buffer, p.l4 + ipv6.FRAGMENT_OFFSET)
-            size = ipv6.FRAGMENT_LENGTH
+            size = np.int64(ipv6.FRAGMENT_LENGTH)
         else:
             bits, size = 0, (np.int64(buffer[p.l4 + 1]) + 1) * ipv6.EXTENSION_UNIT
         if p.protocol == ipv6.ROUTING and buffer[p.l4 + ipv6.SEGMENTS_LEFT] != 0:
@@ -260,8 +261,8 @@ def _icmp(buffer, length, p):
 
 @njit
 def _echo_ports(buffer, at, version):
-    """An echo message's identifier stands for the client's port, ``ECHO_PORT`` for the server's, so that a reply mirrors
-    its request; -1, -1 for any other message."""
+    """An echo message's identifier stands for the client's port, ``ECHO_PORT`` for the server's: so a reply mirrors its
+    request. -1, -1 for any other message."""
     kind, identifier = np.int64(buffer[at + icmp.TYPE]), be16(buffer, at + icmp.IDENTIFIER)
     request, reply = icmp.ECHO_REQUEST, icmp.ECHO_REPLY
     if version == 6:

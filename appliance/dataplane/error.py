@@ -1,16 +1,16 @@
 """ICMP errors from containers and nodes about packets of the overlay (RFC 5508 sections 4 and 7).
 
-An error quotes the packet that it is about as its sender saw it. On its way back it must come to quote the packet as the
-other end sent it, or that end's kernel would not know the connection. On the wire the quoted packet has the addresses that
-it had on the wire; each node translates between that and its own side.
+An error quotes the packet that it is about as its sender saw it. On its way back it must come to quote the packet as
+the other end sent it, or that end's kernel would not know the connection. On the wire the quoted packet has the
+addresses that it had on the wire; each node translates between that and its own side.
 
     a called S, b got [instA → nsB] and says "port unreachable"      quoted by b:         instA → nsB
     on the wire from B to A, [instB → nsA]                           quoted on the wire:  instA → nsB
     a gets it from S                                                 quoted to a:         nsA → S
 
-A node may speak for itself, as a router does ("time exceeded"): its source then stays as it is. An error is passed on only
-if its own checksum is right, since its content is changed and the checksum made anew. Towards a container it must be about a
-live flow of that container; anything else could be forged to cut other people's connections.
+A node may speak for itself, as a router does ("time exceeded"): its source then stays as it is. An error is passed on
+only if its own checksum is right, since its content is changed and the checksum made anew. Towards a container it must
+be about a live flow of that container; anything else could be forged to cut other people's connections.
 """
 
 import numpy as np

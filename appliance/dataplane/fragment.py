@@ -3,14 +3,14 @@
 Theory of operation
 -------------------
 Only the first fragment of a datagram has ports, so the fragments of one flow and its whole packets may reach different
-workers, and no fragment but the first tells its flow. All fragments of a datagram do reach one worker (the steering hash
-takes their ports as none). It collects them here; the datagram then goes to the worker that owns its flow, is treated like any
-packet, and leaves in pieces not larger than those that it came in, with the identification that it had. So a
-receiver sees what it would have seen on a plain network, and nothing that overlaps.
+workers, and no fragment but the first tells its flow. All fragments of a datagram do reach one worker (the steering
+hash takes their ports as none). It collects them here; the datagram then goes to the worker that owns its flow, is
+treated like any packet, and leaves in pieces not larger than those that it came in, with the identification that it
+had. So a receiver sees what it would have seen on a plain network, and nothing that overlaps.
 
-Owned by the worker, in its private memory: ``limits.FRAGMENTED`` collections, each with room for a whole datagram. A source
-may use a quarter of them. A datagram whose fragments overlap, disagree about its end, or are too many is given up, and what
-comes of it later is dropped too (RFC 5722). One that is not whole after ``limits.FRAGMENT_NS`` is dropped.
+Owned by the worker, in its private memory: ``limits.FRAGMENTED`` collections, each with room for a whole datagram. A
+source may use a quarter of them. A datagram whose fragments overlap, disagree about its end, or are too many is given
+up, and what comes of it later is dropped too (RFC 5722). One that is not whole after ``limits.FRAGMENT_NS`` is dropped.
 """
 
 import numpy as np
@@ -19,11 +19,11 @@ from numba import njit
 from appliance import limits
 from appliance.dataplane import libc, run
 from appliance.dataplane.memory import counters
-from appliance.dataplane.native import address_of, be16, copy, put_be16, put_be32, put_le16
+from appliance.dataplane.native import address_of, be16, copy, put_be16, put_be32
 from appliance.dataplane.state import COLLECTING, FREE, HEADROOM, PART_MAX, ROOM, SPOILED
 from appliance.dataplane.wire import ipv4, ipv6, vnet
 from appliance.dataplane.wire.checksum import total
-from appliance.observe.counters import COUNTS, FROM_TUN, FROM_WIRE, Count, Drop
+from appliance.observe.counters import COUNTS, FROM_WIRE, Count, Drop
 
 _NONE = np.int64(-1)
 _FRAGMENT, _TIMEOUT = Drop.FRAGMENT.value, Drop.FRAGMENT_TIMEOUT.value
@@ -33,7 +33,8 @@ _REASSEMBLED = COUNTS + Count.REASSEMBLED.value
 
 @njit
 def collect(w, buffer, p, drops):
-    """Take a fragment; gives the number of the collection that it makes whole, or -1. ``drops``: the stage's counters."""
+    """Take a fragment; gives the number of the collection that it makes whole, or -1. ``drops``: the stage's
+    counters."""
     if p.version == 4 and total(buffer, p.at, p.l4 - p.at) != 0xFFFF:
         counters(w)[drops + _MALFORMED] += 1
         return _NONE

@@ -1,13 +1,13 @@
 """Packets from one worker to another: those that the kernel's steering could not give to the owner of their flow.
 
-The steering programs see a packet's addresses and ports where they usually are. The ports of a datagram in fragments, of a
-packet behind IPv6 extension headers and of one quoted in an ICMP error are elsewhere; the worker that got such a packet
-passes it to the one that owns its flow. (What is delivered to a container of this node takes another way, through the
-tunnel port: see ``dataplane``.)
+The steering programs see a packet's addresses and ports where they usually are. The ports of a datagram in fragments,
+of a packet behind IPv6 extension headers and of one quoted in an ICMP error are elsewhere; the worker that got such a
+packet passes it to the one that owns its flow. (What is delivered to a container of this node takes another way,
+through the tunnel port: see ``dataplane``.)
 
-The kernel is the queue between workers: each has a socket on the loopback, from which it sends and on which it receives. Only a
-sibling's port is believed. Four words precede the packet (``misses``): where it came from, and in which pieces it is to
-leave.
+The kernel is the queue between workers: each has a socket on the loopback, from which it sends and on which it
+receives. Only a sibling's port is believed. Four words precede the packet (``misses``): where it came from, and in
+which pieces it is to leave.
 """
 
 import numpy as np

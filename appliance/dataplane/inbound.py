@@ -203,7 +203,8 @@ def _enter(w, buffer, p, passed_on):
 
 @njit
 def _drop(w, buffer, p, reason):
-    """Count a packet that may not pass. One of a node that nobody told us of is kept, if its sender can be asked for."""
+    """Count a packet that may not pass. One of a node that nobody told us of is kept, if its sender can be asked
+    for."""
     if reason == _UNKNOWN_PEER and p.kind == WHOLE and in_service_range(w, p.source_hi, p.source_lo):
         handed.describe(w, misses.FROM_NODE)
         if misses.hold(w, p.source_hi, p.source_lo, w.meta, buffer, p.at, p.length):

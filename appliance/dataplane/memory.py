@@ -15,7 +15,8 @@ LOCATIONS = [
     ("positions_count", "i8"),
 ]
 
-CONTROL_COUNT = 16 + 2 * limits.REFUSAL_RING  # a cache line of words, one of the refusals' count, the refusals (``misses``)
+# A cache line of words, one with the refusals' count, and the refusals (``misses``).
+CONTROL_COUNT = 16 + 2 * limits.REFUSAL_RING
 SECTIONS = [("control", np.dtype(np.int64), CONTROL_COUNT)]
 STOP = 0  # word of ``control``: not 0 asks the worker to end
 

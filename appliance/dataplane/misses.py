@@ -7,8 +7,8 @@ supervisor is asked once. What follows an address that is waited for is kept beh
 ``limits.HELD_EACH``; no other flow waits. Three things end the waiting:
 
 - the tables have the address: its packets go on, in order, before any that is read later;
-- the supervisor says that nobody has it (``refusals``): its packets are dropped and their senders told; further ones are
-  dropped at once for ``limits.REFUSED_NS``;
+- the supervisor says that nobody has it (``refusals``): its packets are dropped and their senders told; further ones
+  are dropped at once for ``limits.REFUSED_NS``;
 - ``limits.HELD_NS`` pass: dropped as well.
 
 ``WAITING`` is a table of this worker's private memory, one entry an address, found by linear probing in a window of
@@ -198,7 +198,7 @@ def take(w, place, meta, buffer, at):
     following, length = np.int64(w.held_next[place]), np.int64(w.held_length[place])
     head = view(address_of(meta, 0), META_LENGTH, np.uint8)
     copy(head, 0, w.held, place * _PLACES, META_LENGTH)
-    base, room, done = place * _PLACES + META_LENGTH, _PLACES - META_LENGTH, 0
+    base, room, done = place * _PLACES + META_LENGTH, _PLACES - META_LENGTH, np.int64(0)
     while True:
         part = min(room, length - done)
         copy(buffer, at + done, w.held, base, part)

@@ -5,8 +5,8 @@ small packets lie end to end, so that a train of them can be sent without a copy
 
 1. read       one packet or super-packet with its virtio header
 2. classify   and check the virtio header against what the packet really is
-3. whole      a fragment is kept until its datagram is whole (``fragment``); then, and where the kernel could not tell whose
-              flow a packet is, it goes to the worker that owns it (``handed``)
+3. whole      a fragment is kept until its datagram is whole (``fragment``); then, and where the kernel could not tell
+              whose flow a packet is, it goes to the worker that owns it (``handed``)
 4. flow       found, refreshed or opened (``decide``); a packet to an address that nobody told us of waits (``misses``)
 5. size       what the path to the node does not take is refused with its MTU, as a router would
 6. rewrite    both addresses, checksums incrementally
@@ -17,8 +17,21 @@ import numpy as np
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import error, flow, fragment, handed, inbound, learn, libc, merge, misses, reply, rewrite, run
-from appliance.dataplane import segment
+from appliance.dataplane import (
+    error,
+    flow,
+    fragment,
+    handed,
+    inbound,
+    learn,
+    libc,
+    merge,
+    misses,
+    reply,
+    rewrite,
+    run,
+    segment,
+)
 from appliance.dataplane.classify import ERROR, FRAGMENT, TCP, UDP, classify
 from appliance.dataplane.decide import host_of, is_local, outbound_flow, peer_of
 from appliance.dataplane.memory import counters
@@ -208,10 +221,12 @@ def reject(w, at, length):
 
 @njit
 def _fit(w, at, p, f, kind, fd):
-    """From which socket a packet leaves on a path that is narrower than the overlay; -1: not at all, the sender was told.
+    """From which socket a packet leaves on a path that is narrower than the overlay; -1: not at all, the sender was
+    told.
 
-    A TCP connection is told beforehand, by the largest segment that its openings announce (RFC 879's option, as RFC 4459
-    section 3.2 has it). What must not be fragmented and does not fit is refused. The rest is fragmented on the underlay.
+    A TCP connection is told beforehand, by the largest segment that its openings announce (RFC 879's option, as RFC
+    4459 section 3.2 has it). What must not be fragmented and does not fit is refused. The rest is fragmented on the
+    underlay.
     """
     buffer, mtu = w.buffer, np.int64(f.mtu)
     if p.protocol == TCP and p.tcp_flags & tcp.SYN:

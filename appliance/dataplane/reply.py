@@ -160,7 +160,7 @@ def _icmp(w, buffer, p, kind, code, mtu):
 
 @njit
 def gateway(w, version):
-    """This node's own address inside the overlay."""
+    """The node's own address inside the overlay."""
     words = header(w)
     if version == 4:
         return np.int64(0), words[H_GATEWAY4]

@@ -3,8 +3,9 @@
 A datagram from the underlay is believed only if the node that sent it may speak for the packet inside:
 
 1. The tables have the inner source: it must be at the node that sent the datagram (``peer-spoof``), and not here.
-2. They do not: the sender must be a node of the cluster (``unknown-peer``; ``tunnel.learn_hosts`` = any waives that, off
-   refuses the packet), and the source an address of the overlay that nobody else can have: no ServiceIP, none of ours.
+2. They do not: the sender must be a node of the cluster (``unknown-peer``; ``tunnel.learn_hosts`` = any waives that,
+   off refuses the packet), and the source an address of the overlay that nobody else can have: no ServiceIP, none of
+   ours.
 
 What passed is remembered (``learn``) and good for all packets until the tables change.
 """

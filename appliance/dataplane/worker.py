@@ -2,11 +2,11 @@
 
 A stage whose descriptor wakes it rarely takes one packet and goes back to sleep: two system calls a packet beside the
 poll, which is what a request and its answer need. One that is woken again within ``_HOT_NS`` is *hot*: it drains its
-descriptor, up to a batch, before the other stage gets its turn. It cools down when a batch found one packet or none. While
-one stage goes on without a pause, the descriptors are asked every ``_POLL_NS`` what else is ready.
+descriptor, up to a batch, before the other stage gets its turn. It cools down when a batch found one packet or none.
+While one stage goes on without a pause, the descriptors are asked every ``_POLL_NS`` what else is ready.
 
-Between batches, packets that waited for an address are sent on or given up (``misses``), and flows and fragments that are
-over are forgotten. Before sleeping the worker announces that it holds no reference into the tables
+Between batches, packets that waited for an address are sent on or given up (``misses``), and flows and fragments that
+are over are forgotten. Before sleeping the worker announces that it holds no reference into the tables
 (``appliance.tables``), and after it the epoch that it starts with.
 """
 

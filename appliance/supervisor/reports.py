@@ -1,8 +1,8 @@
 """The supervisor's end of what workers report and are told about addresses (``appliance.dataplane.misses``).
 
-One writer a word: the worker writes reports and their head, we their tail; we write refusals and their count. An order of
-stores is enough, as each side publishes a count after what it counts; x86-64 and CPython's lock give that here, and on
-arm64 the eventfd's system call does.
+One writer a word: the worker writes reports and their head, we their tail; we write refusals and their count. An order
+of stores is enough, as each side publishes a count after what it counts; x86-64 and CPython's lock give that here, and
+on arm64 the eventfd's system call does.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-DESCRIPTORS = ("tables", "records", "counters", "control", "misses", "tun", "wire", "handoff", "wake", "missed")  # then the sources
+_MEMORY = ("tables", "records", "counters", "control", "misses")
+DESCRIPTORS = (*_MEMORY, "tun", "wire", "handoff", "wake", "missed")  # then the sources
 _FDS_MAX = 128
 _MESSAGE_MAX = 65_536
 

@@ -310,6 +310,7 @@ def test_a_new_worker_takes_over_the_flows_of_the_old_one() -> None:
         path.records,
         successor._announced,
         successor._control,
+        successor.reports,
     )
     assert target(successor.from_tun(PLAIN, tcp(CLIENT, SERVICE, 7)).wire[0][2]) == chosen
     answer = successor.from_wire(("192.0.2.2", 50103), tcp("10.30.0.2", CLIENT, 80, 7))

@@ -278,7 +278,7 @@ def test_nodes_come_change_and_go() -> None:
     known = Catalogue(publisher)
     near, far = V4("192.0.2.1"), V6("2001:db8::2")
 
-    def entry(address: V4 | V6) -> Any:
+    def entry(address: layout.IPAddress) -> Any:
         number = int(node_of(record, *layout.words(address)))
         return None if number < 0 else tables.nodes[number]
 
