@@ -200,7 +200,7 @@ def take(w, place, meta, buffer, at):
     copy(head, 0, w.held, place * _PLACES, META_LENGTH)
     base, room, done = place * _PLACES + META_LENGTH, _PLACES - META_LENGTH, np.int64(0)
     while True:
-        part = min(room, length - done)
+        part = np.int64(min(np.int64(room), length - done))
         copy(buffer, at + done, w.held, base, part)
         done += part
         w.held_stack[w.held_free] = place
