@@ -39,8 +39,11 @@ def test_what_a_text_means(text: str, mappings: tuple[PortMapping, ...]) -> None
         "80:",
         "٨٠",
         "80\n",
-    ]
-    + ["80;80", "8080:80;8080:81", "50103/udp", "1:2:3"],
+        "80;80",
+        "8080:80;8080:81",
+        "50103/udp",
+        "1:2:3",
+    ],
 )
 def test_what_is_no_mapping(text: str) -> None:
     with pytest.raises(EnvironmentError_, match=r"^portMappings: expected "):
