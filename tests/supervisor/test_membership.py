@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from appliance import limits
 from appliance.client import ApiError
-from tests.supervisor.world import World, ping, ready, saved, until
+from tests.supervisor.world import SETTLE_S, World, ping, ready, saved, until
 
 pytestmark = pytest.mark.root
 
@@ -120,7 +121,11 @@ def test_use_keeps_an_interest_and_the_lack_of_it_ends_it(hub: World) -> None:
     assert one.api.need(OTHER_JOB)
     assert ping(client, RR, count=25), "5 s, and no other sign of use than the flow"
     assert JOB in {it["job"] for it in two.api.cluster()["interests"]}
-    until(lambda: JOB not in {it["job"] for it in two.api.cluster()["interests"]}, "given up", 45)
+
+    def given_up() -> bool:
+        return JOB not in {it["job"] for it in two.api.cluster()["interests"]}
+
+    until(given_up, "given up once the flow is over", limits.ICMP_TIMEOUT / limits.SECOND + SETTLE_S)
 
 
 def test_what_a_person_typed_wrong_is_named(hub: World) -> None:
