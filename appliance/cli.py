@@ -308,6 +308,18 @@ def attachments(socket: Path | None, as_json: bool) -> None:
 @main.command()
 @socket_option
 @json_option
+def hosts(socket: Path | None, as_json: bool) -> None:
+    """Show the containers of all nodes that this node knows."""
+    with one_line():
+        data = client(socket).hosts()
+    from appliance import screens
+
+    emit({"hosts": data}, as_json, lambda: screens.table(f"{len(data)} hosts", data))
+
+
+@main.command()
+@socket_option
+@json_option
 def reload(socket: Path | None, as_json: bool) -> None:
     """Apply the configuration file's reloadable keys and the static tables."""
     with one_line():

@@ -1,7 +1,8 @@
-"""The local API: HTTP over a unix socket, version 1.
+"""The local API: HTTP over a unix socket, version 1, and what an existing NodeEngine calls (``nodeengine``).
 
-Answers are JSON. An error is a 4xx or 5xx with ``{"error": "field: expected …"}``. The socket has mode 0660 and the
-group ``api.group``.
+Answers below ``/v1`` are JSON. An error is a 4xx or 5xx with ``{"error": "field: expected …"}``; fields that are not
+known are ignored. Sockets have mode 0660 and the group ``api.group``. All routes are also at ``api.nodeengine`` and at
+``api.tcp_port``, if these are set.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -25,6 +27,7 @@ from appliance.environment.errors import EnvironmentError_
 from appliance.observe.counters import HEARTBEAT, drops, snapshot
 from appliance.observe.flows import listing
 from appliance.supervisor.errors import NotReadyError, StartError
+from appliance.supervisor.nodeengine import NodeEngine
 from appliance.tables.catalogue import Host, Service
 from appliance.tables.publish import TableFullError
 
@@ -127,6 +130,7 @@ class Api:
         app.router.add_get("/v1/cluster", self.cluster)
         app.router.add_post("/v1/need", self.need)
         app.router.add_get("/v1/resolve/{address}", self.resolve)
+        NodeEngine(self._supervisor).add_routes(app.router)
         return app
 
     async def attach(self, request: web.Request) -> web.Response:
@@ -259,19 +263,40 @@ def _worker(worker: Any) -> dict[str, Any]:
 
 
 async def serve(supervisor: Supervisor) -> Callable[[], Awaitable[None]]:
-    """Listen; gives the coroutine function that ends it. Raises OSError if the socket cannot be made."""
-    path = supervisor.config.api.socket
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
+    """Listen; gives the coroutine function that ends it. Raises OSError if a socket cannot be made."""
+    config = supervisor.config.api
+    paths = [path for path in (config.socket, config.nodeengine) if path]
     runner = web.AppRunner(Api(supervisor).application(), access_log=None)
     await runner.setup()
-    await web.UnixSite(runner, str(path)).start()
-    path.chmod(0o660)
-    if supervisor.config.api.group:
-        os.chown(path, -1, grp.getgrnam(supervisor.config.api.group).gr_gid)
 
     async def close() -> None:
         await runner.cleanup()
-        path.unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
 
+    try:
+        for path in paths:
+            await _listen(runner, path, config.group)
+        if config.tcp_port:
+            await web.TCPSite(runner, str(config.tcp_address), config.tcp_port).start()
+    except BaseException:
+        await close()
+        raise
     return close
+
+
+async def _listen(runner: web.AppRunner, path: Path, group: str) -> None:
+    _make_way(path)
+    await web.UnixSite(runner, str(path)).start()
+    _permit(path, group)
+
+
+def _make_way(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _permit(path: Path, group: str) -> None:
+    path.chmod(0o660)
+    if group:
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable
 from typing import Any, Final
 
@@ -247,7 +248,7 @@ class Membership:
         while True:
             await asyncio.sleep(pause)
             records = [worker.records for worker in self._pool.workers]
-            for job in self._jobs_of(await asyncio.to_thread(addresses_in_use, records)):
+            for job in self._jobs_of(await asyncio.to_thread(addresses_in_use, records, time.monotonic_ns())):
                 member.used(job)
 
     def _jobs_of(self, addresses: list[IPAddress]) -> set[str]:

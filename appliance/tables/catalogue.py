@@ -14,10 +14,12 @@ addresses again tries the rest again.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from appliance.tables.publish import Publisher, TableFullError
 
 NOWHERE = IPv6Address(0)
 """In place of an instance IP that there is not: both words zero."""
+Entry = TypeVar("Entry")
 POLICIES = {"rr": layout.POLICY_RR, "instance": layout.POLICY_INSTANCE}
 
 
@@ -157,11 +160,15 @@ class Catalogue:
         try:
             self._put(put_hosts, put_services)
         except TableFullError:
+            self._give_back_ordinals()
             if not no_services and not no_hosts:
                 raise
             self._remove(no_services, no_hosts)  # what is to go must not stand in the way of what is to come
             self._publisher.publish()
-            self._put(put_hosts, put_services)
+            try:
+                self._put(put_hosts, put_services)
+            finally:
+                self._give_back_ordinals()
         else:
             self._remove(no_services, no_hosts)
         is_change = put_hosts or put_services or no_services or no_hosts
@@ -181,8 +188,8 @@ class Catalogue:
     def _put_hosts(self, hosts: Mapping[IPAddress, Host]) -> None:
         if hosts:
             generations = [self._generation_of(host) for host in hosts.values()]
-            self._publisher.put_hosts(host_rows(hosts.values(), generations))
-            self._hosts.update(hosts)
+            with _recording(self._hosts, hosts):
+                self._publisher.put_hosts(host_rows(hosts.values(), generations))
 
     def _generation_of(self, host: Host) -> int:
         """A host's generation, which is another one if the address gets another instance."""
@@ -195,17 +202,22 @@ class Catalogue:
     def _put_services(self, services: Mapping[IPAddress, Service]) -> None:
         if services:
             ordinals = [self._ordinal_of(address) for address in services]
-            self._publisher.put_services(service_rows(services.values(), ordinals), choice_rows(services.values()))
-            self._services.update(services)
+            with _recording(self._services, services):
+                self._publisher.put_services(service_rows(services.values(), ordinals), choice_rows(services.values()))
 
     def _ordinal_of(self, address: IPAddress) -> int:
         ordinal = self._ordinals.get(address)
         if ordinal is None:
             if len(self._ordinals) == self._publisher.capacity.services:
                 self._publisher.refuse_service()
-            ordinal = self._free_ordinals.pop() if self._free_ordinals else len(self._ordinals)
+            ordinal = self._free_ordinals.pop() if self._free_ordinals else len(self._ordinals)  # else all are in use
             self._ordinals[address] = ordinal
         return ordinal
+
+    def _give_back_ordinals(self) -> None:
+        """Those of services that did not get into the table."""
+        for address in self._ordinals.keys() - self._services.keys():
+            self._free_ordinals.append(self._ordinals.pop(address))
 
     def _remove_host(self, address: IPAddress) -> None:
         self._publisher.remove_host(*layout.words(address))
@@ -215,6 +227,17 @@ class Catalogue:
         self._publisher.remove_service(*layout.words(address))
         del self._services[address]
         self._free_ordinals.append(self._ordinals.pop(address))
+
+
+@contextmanager
+def _recording(known: dict[IPAddress, Entry], put: Mapping[IPAddress, Entry]) -> Iterator[None]:
+    """Enters what the body puts into a table, also if not all of it fits."""
+    try:
+        yield
+    except TableFullError as error:
+        known.update(islice(put.items(), error.placed))
+        raise
+    known.update(put)
 
 
 def host_rows(hosts: Collection[Host], generations: Sequence[int]) -> Any:

@@ -27,7 +27,12 @@ ASLEEP = (1 << 63) - 1  # announced by a reader that holds no reference
 
 
 class TableFullError(Exception):
-    """A table has no room; the message names the table, its capacity and the configuration key."""
+    """A table has no room; the message names the table, its capacity and the configuration key.
+
+    ``placed``: how many of the rows, from the first on, are in the table nevertheless.
+    """
+
+    placed = 0
 
 
 @njit(cache=True)
@@ -173,9 +178,10 @@ class Publisher:
     def put_hosts(self, rows: Any) -> None:
         """Insert or replace hosts; ``rows``: an array of ``layout.HOST`` with different addresses.
 
-        Raises TableFullError; then the rows before the one that did not fit are in the table.
+        Raises TableFullError; its ``placed`` says how many rows are in the table.
         """
-        self._retire(self._hosts.free, [p for chunk in self._chunks(self._hosts, rows) for p in self._hosts.put(chunk)])
+        for chunk in self._chunks(self._hosts, rows):
+            self._retire(self._hosts.free, self._hosts.put(chunk))
 
     def remove_host(self, hi: int, lo: int) -> None:
         """Remove a host, if it is there."""
@@ -196,14 +202,18 @@ class Publisher:
         """Insert or replace ServiceIPs; ``choices``: an array of ``layout.CHOICE``, as many for each row as its
         ``count`` says, end to end.
 
-        Raises TableFullError; then the rows before the one that did not fit are in the table.
+        Raises TableFullError; its ``placed`` says how many rows are in the table.
         """
-        at = 0
+        placed = at = 0
         for chunk in self._chunks(self._services, rows):
             count = int(chunk["count"].sum())
-            self._place_choices(chunk, choices[at : at + count])
+            try:
+                self._place_choices(chunk, choices[at : at + count])
+            except TableFullError as error:
+                error.placed = placed
+                raise
             self._retire_services(self._services.put(chunk))
-            at += count
+            placed, at = placed + len(chunk), at + count
 
     def remove_service(self, hi: int, lo: int) -> None:
         """Remove a ServiceIP, if it is there."""
@@ -220,7 +230,9 @@ class Publisher:
             if not entries.room:
                 self.publish()
             if not entries.room:
-                raise entries.full()
+                error = entries.full()
+                error.placed = at
+                raise error
             chunk = rows[at : at + entries.room]
             yield chunk
             at += len(chunk)

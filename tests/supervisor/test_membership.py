@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from appliance import limits
 from appliance.client import ApiError
-from tests.supervisor.world import World, ping, ready, saved, until
+from tests.supervisor.world import SETTLE_S, World, ping, ready, saved, until
 
 pytestmark = pytest.mark.root
 
@@ -91,3 +92,48 @@ def test_a_restart_without_the_cluster_keeps_subnets_containers_and_services(hub
     again = hub.manager()
     until(lambda: again.service(OTHER_JOB)["instances"][0]["status"] == "up", "adopted containers are announced")
     until(lambda: two.api.status()["tables"]["staleness"] == 0, "everything is fresh again")
+
+
+def test_a_node_that_is_unplugged_has_left_within_5_s(hub: World) -> None:
+    manager = hub.manager()
+    manager.deploy(JOB, 1)
+    one, two = hub.member(ONE).start(), hub.member(TWO, cluster={"interest": 60}).start()
+    ready(one)
+    address = one.api.attach(JOB, 0, {"netns": hub.container().name})["address_v4"]
+    until(lambda: two.api.need(JOB), "known on the other node")
+    hub.unplug(one)
+    until(lambda: address not in two.hosts(), "gone from the other node's tables", 5)
+    hub.plug(one)
+    until(lambda: address in two.hosts(), "back")
+
+
+def test_use_keeps_an_interest_and_the_lack_of_it_ends_it(hub: World) -> None:
+    manager = hub.manager()
+    manager.deploy(JOB, 1, service_ips={"rr": {"v4": RR}})
+    manager.deploy(OTHER_JOB, 1)
+    one, two = hub.member(ONE).start(), hub.member(TWO, cluster={"interest": 2}).start()
+    ready(one)
+    ready(two)
+    client = hub.container()
+    one.api.attach(JOB, 0, {"netns": hub.container().name})
+    two.api.attach(OTHER_JOB, 0, {"netns": client.name})
+    until(lambda: two.api.resolve(RR)["found"], "the service is known")
+    assert one.api.need(OTHER_JOB)
+    assert ping(client, RR, count=25), "5 s, and no other sign of use than the flow"
+    assert JOB in {it["job"] for it in two.api.cluster()["interests"]}
+
+    def given_up() -> bool:
+        return JOB not in {it["job"] for it in two.api.cluster()["interests"]}
+
+    until(given_up, "given up once the flow is over", limits.ICMP_TIMEOUT / limits.SECOND + SETTLE_S)
+
+
+def test_what_a_person_typed_wrong_is_named(hub: World) -> None:
+    node = hub.node(network={"subnet_v4": "10.18.0.0/26"}).start()
+    with pytest.raises(ApiError, match=r"^job: "):
+        node.api.need("web")
+    with pytest.raises(ApiError, match=r"^address: expected an IP address, got 'web'$"):
+        node.api.resolve("web")
+    assert not node.api.cluster()["member"]
+    assert not node.api.need(JOB)
+    assert not node.api.resolve(RR)["found"]
