@@ -186,7 +186,7 @@ class Watcher:
                 _call(self._tell.restored, attachment)
             case Condition.GONE | Condition.UNKNOWN:
                 self._impaired.discard(veth)
-                await self._manager.forget(veth)
+                await self._manager.forget_link(veth)
 
     async def _look_at_node(self) -> None:
         if self._hints.take_damage() and await self._manager.is_damaged():

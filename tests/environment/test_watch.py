@@ -390,8 +390,8 @@ def test_nothing_is_reported_after_the_stop(node: Netns, container: Netns) -> No
         await watcher.stop()
         await watcher.stop()
         await change(container, "link", "del", attachment.interface)
-        assert await manager.forget(attachment.veth) == attachment
-        assert await manager.forget(attachment.veth) is None
+        assert await manager.forget_link(attachment.veth) == attachment
+        assert await manager.forget_link(attachment.veth) is None
         await ear.nothing()
 
     on_node(node, main)
