@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
@@ -29,6 +29,7 @@ import aiomqtt
 import click
 import orjson
 
+from appliance.client import ApiError
 from appliance.lab import lifecycle, network
 from appliance.lab.lifecycle import Lab, LabError
 from appliance.lab.plan import MQTT_PORT, WEB_V4, Container, Node, Spec
@@ -38,7 +39,13 @@ NAME = "trace"
 QUIET_S = 0.5
 """A scene has ended when nothing was said for so long."""
 SCENE_S = 20.0
-PARTICIPANTS = {"operator": "operator", "cluster": "broker and manager", "node1": "node1", "node2": "node2"}
+PARTICIPANTS = {
+    "operator": "operator or orchestrator",
+    "cluster": "broker and manager",
+    "node1": "node1",
+    "node2": "node2",
+}
+OFFLINE = "status offline"
 ANSWERS = ("subnetwork/result", "tablequery/result")
 """Kinds of messages to a node; it publishes the others."""
 HEAD = """# Sequences
@@ -71,6 +78,7 @@ class Recorder:
         self._lab = lab
         self._names = {it.id: it.name for it in lab.plan.nodes}
         self._heard: list[Message] = []
+        self._offline: set[str] = set()
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -121,7 +129,8 @@ class Recorder:
             reading = asyncio.ensure_future(self._read(client))
             await self._stop.wait()
             reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await reading
 
     async def _read(self, client: aiomqtt.Client) -> None:
         async for message in client.messages:
@@ -134,11 +143,16 @@ class Recorder:
         now, parts = time.monotonic(), topic.split("/")
         if parts[0] == "nodes" and (node := self._names.get(parts[1])) is not None:
             kind = "/".join(parts[3:])
-            is_answer, text = kind in ANSWERS, f"{kind}{_detail(kind, payload)}"
-            yield Message(now, *(("cluster", node) if is_answer else (node, "cluster")), text)
+            text = f"{kind}{_detail(kind, payload)}"
+            if text == OFFLINE:
+                self._offline.add(node)
+                yield Message(now, "cluster", "cluster", f"{OFFLINE}, as the last will of {node}")
+                return
+            self._offline.discard(node)
+            yield Message(now, *(("cluster", node) if kind in ANSWERS else (node, "cluster")), text)
         elif parts[0] == "jobs":
             for node in self._names.values():
-                if parts[1] in self._interests.get(node, ()):
+                if node not in self._offline and parts[1] in self._interests.get(node, ()):
                     yield Message(now, "cluster", node, f"jobs/{parts[1]}/updates_available")
 
     @property
@@ -146,17 +160,19 @@ class Recorder:
         """The jobs that each node follows, as its own API has them."""
         found: dict[str, set[str]] = {}
         for node in filter(self._lab.supervisor, self._lab.plan.nodes):
-            status = self._lab.api(node).cluster()
-            found[node.name] = {it["job"] for it in status.get("interests", [])}
+            with suppress(ApiError):  # it is starting, or ending
+                status = self._lab.api(node).cluster()
+                found[node.name] = {it["job"] for it in status.get("interests", [])}
         return found
 
     @contextmanager
     def _requests(self) -> Iterator[None]:
-        """Notes the requests of this process that change something, or resolve an address."""
+        """Notes the requests of this process that change something, or resolve an address; not what `scale` asks to
+        see whether it is done."""
         original = HTTPConnection.putrequest
 
         def putrequest(connection: HTTPConnection, method: str, url: str, *rest: Any, **more: Any) -> None:
-            if method != "GET" or "/resolve/" in url:
+            if url != "/v1/need" and (method != "GET" or "/resolve/" in url):
                 receiver = self._receiver(connection)
                 self._note(Message(time.monotonic(), "operator", receiver, f"{method} {url}", "->>"))
             original(connection, method, url, *rest, **more)

@@ -142,7 +142,7 @@ def test_known_services_go_on_without_the_cluster_and_changes_follow(three: Lab,
         until(lambda: three.manager.picture().is_up(web2), "web2 is announced", SOON_S)
         time.sleep(1)
     assert lost >= outage
-    failures = [(began - returned, *rest) for began, *rest in seen.failures]
+    failures = [(began - returned, protocol, error) for began, protocol, error in seen.failures]
     assert [it for it in failures if it[0] < 0] == []
     assert len(failures) <= 1, failures
     assert seen.answers["web2"][0] - returned < SOON_S
