@@ -7,12 +7,12 @@ WARM := .cache/warm
 COMPILED := appliance/limits.py appliance/observe/counters.py appliance/supervisor/warm.py \
   $(shell find appliance/dataplane appliance/tables -name '*.py')
 
-.PHONY: help lab test check perf config warm venv packages clean
+.PHONY: help lab test check perf sequences config warm venv packages clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
 
-lab: $(WARM) ## two nodes, one service with an instance on each, a client that calls it
+lab: $(WARM) ## a cluster, two nodes, one service with an instance on each, a client that calls it
 	$(BIN)/appliance lab demo
 
 test: $(WARM) ## all tests; those that need root are skipped, and counted, without it
@@ -24,6 +24,9 @@ check: $(INSTALLED) ## ruff and mypy
 
 perf: $(WARM) ## direct routing, kernel VXLAN and the appliance, side by side; PERF=--quick
 	$(BIN)/python -m perf run $(PERF)
+
+sequences: $(WARM) ## docs/sequences.md, from what a lab's nodes and cluster say to each other
+	$(BIN)/python -m appliance.lab.trace > docs/sequences.new && mv docs/sequences.new docs/sequences.md
 
 config: $(INSTALLED) ## config/appliance.toml, from the model
 	$(BIN)/appliance config example > config/appliance.toml

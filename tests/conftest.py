@@ -17,6 +17,17 @@ ROOT = Path(__file__).parent.parent
 compiled.use(Config().paths.cache)  # before numba is imported: what `make warm` compiled is what the tests run
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the cluster is away in the test that takes it away."""
+    parser.addoption("--outage", type=float, default=3.0, help="seconds without a cluster; 60 is what is promised")
+
+
+@pytest.fixture
+def outage(request: pytest.FixtureRequest) -> float:
+    """Seconds without a cluster."""
+    return float(request.config.getoption("--outage"))
+
+
 @cache
 def missing_for_root() -> str | None:
     """Why this machine cannot run tests with network namespaces and TUN devices, or None if it can."""

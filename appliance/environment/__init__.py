@@ -10,12 +10,23 @@
 `work`             the operations: observe, plan, carry out
 `book`             who is attached, and with which addresses; pure
 `attachment`       a container's place on the network, and its record on the kernel's link
-`manager`          `EnvironmentManager`: the only one that the supervisor talks to
+`manager`          `EnvironmentManager`: what the supervisor asks for, made and kept
+`hints`            what a change in the kernel may mean; pure
+`watch`            `Watcher`: tells the supervisor what others do to the environment
 =================  =================================================================================
 """
 
 from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import AddressesExhausted, EnvironmentError_
 from appliance.environment.manager import EnvironmentManager
+from appliance.environment.watch import Callbacks, Watcher
 
-__all__ = ["AddressesExhausted", "Attachment", "EnvironmentError_", "EnvironmentManager", "NetnsRef"]
+__all__ = [
+    "AddressesExhausted",
+    "Attachment",
+    "Callbacks",
+    "EnvironmentError_",
+    "EnvironmentManager",
+    "NetnsRef",
+    "Watcher",
+]

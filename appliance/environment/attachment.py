@@ -9,6 +9,7 @@ with the link, so it can be neither lost nor stale, needs no disk, and `ip link`
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Literal
@@ -83,6 +84,17 @@ class NetnsRef:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.value}"
+
+
+class Condition(StrEnum):
+    """What has become of an attachment's link, as the node's end of it tells."""
+
+    UNKNOWN = "unknown"
+    """There is no such attachment, or no more."""
+    WHOLE = "whole"
+    IMPAIRED = "impaired"
+    """The link is there, but no packet passes: an end is down, as it is too after it was moved elsewhere."""
+    GONE = "gone"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,11 @@ the call; what is there is read from the kernel, never remembered. Hence:
 
 Operations on one attachment, or in one container, wait for each other; others do not.
 
-A container that is gone takes its link with it. `converge` and `forget` notice, drop the attachment and let its
-addresses rest; nothing here attaches by itself, as a process number may have become another container's.
+A container that is gone takes its link with it. The kernel tells `watch`, or else `converge` notices; `forget_link`
+drops the attachment and lets its addresses rest. Nothing is ever attached by itself, as a process number may have
+become another container's. `on_gone` is called for each attachment that was dropped so, whoever noticed.
+
+`condition` and `is_damaged` look at the kernel between operations, never at what one is about to change.
 
 The subnets are the configuration's, or come later (`assign`). Until there is one, nobody knows which links
 belong here: `converge` leaves everything as it is, and nothing is attached.
@@ -41,8 +44,9 @@ from weakref import WeakValueDictionary
 from appliance.config import Config
 from appliance.environment import names, work
 from appliance.environment.addresses import IPNetwork, gateway_of
-from appliance.environment.attachment import Attachment, NetnsRef, check_key
+from appliance.environment.attachment import Attachment, Condition, NetnsRef, check_key
 from appliance.environment.book import Book
+from appliance.environment.errors import EnvironmentError_
 from appliance.environment.namespace import Namespace, apart
 from appliance.environment.plan import Command, NodeWanted
 from appliance.environment.work import FaultPoint
@@ -78,7 +82,9 @@ class EnvironmentManager:
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
         self.fault_point: FaultPoint = _no_fault
+        self.on_gone: Callable[[Attachment], object] = _told_nobody
         self._wanted = node_wanted(config)
+        self._kept = False
         self._book = Book(subnets_of(config), clock)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(OPERATIONS_MAX)
@@ -96,6 +102,15 @@ class EnvironmentManager:
         async with self._lock("converge"):
             self._book.assign(subnets)
             self._wanted = replace(self._wanted, gateways=tuple(gateway_of(it) for it in self._book.subnets))
+
+    @property
+    def wanted(self) -> NodeWanted:
+        """What is kept of the node's own part."""
+        return self._wanted
+
+    def attachment(self, veth: str) -> Attachment | None:
+        """A container on the bridge, by the name of the node's end of its link."""
+        return self._book.attachments.get(veth)
 
     def attachments(self) -> list[Attachment]:
         """Every container on the bridge, by service and instance."""
@@ -125,7 +140,30 @@ class EnvironmentManager:
 
     async def forget(self, service: str, instance: int) -> bool:
         """Drops an attachment whose link is gone with its container; False if it is still there, or was not known."""
-        return await self._to_the_end(self._forget(names.veth_name(service, instance)))
+        return await self._to_the_end(self._forget(names.veth_name(service, instance))) is not None
+
+    async def forget_link(self, veth: str) -> Attachment | None:
+        """Drops an attachment whose link is gone, by the name of the node's end; its addresses rest from now.
+        None if there is none, or the link is there (again). Raises EnvironmentError_ if the kernel does not tell."""
+        return await self._to_the_end(self._forget(veth))
+
+    async def condition(self, veth: str) -> Condition:
+        """What has become of an attachment's link. Raises EnvironmentError_ if the kernel does not tell."""
+        async with self._lock(veth):
+            if veth not in self._book.attachments:
+                return Condition.UNKNOWN
+            link = await self._apart(lambda: work.veth(veth))
+        if link is None:
+            return Condition.GONE
+        return Condition.WHOLE if link.carrier else Condition.IMPAIRED
+
+    async def is_damaged(self) -> bool:
+        """Whether `converge` has something to do, or would fail. Not before the first one, nor after `remove`."""
+        async with self._lock("converge"):
+            try:
+                return self._kept and bool(await self._apart(lambda: work.repairs(self._wanted)))
+            except EnvironmentError_:
+                return True
 
     async def remove(self) -> None:
         """Takes away all that was made here and nothing else. Raises EnvironmentError_ as converge does."""
@@ -140,6 +178,7 @@ class EnvironmentManager:
             if not self.subnets:
                 return
             known = dict(self._book.attachments)
+            self._kept = True
             links = await self._apart(lambda: work.converge(self._wanted, self.fault_point))
             if not self._book.is_open:
                 self._book.adopt(links)
@@ -149,14 +188,15 @@ class EnvironmentManager:
             for name in present - self._book.attachments.keys():
                 await self._remove_leftover(name)
 
-    async def _forget(self, name: str) -> bool:
-        """Drops an attachment whose link is gone, unless that has changed in the meantime."""
+    async def _forget(self, name: str) -> Attachment | None:
+        """`forget_link`, unless that has changed in the meantime."""
         async with self._lock(name):
             if name not in self._book.attachments or await self._apart(lambda: work.veth(name)) is not None:
-                return False
+                return None
             lost = self._book.drop(name)
         log.warning("lost service=%s instance=%d: its link is gone", lost.service, lost.instance)
-        return True
+        self.on_gone(lost)
+        return lost
 
     async def _remove_leftover(self, name: str) -> None:
         """Removes a link that belongs to no attachment, unless that has changed in the meantime."""
@@ -189,6 +229,7 @@ class EnvironmentManager:
 
     async def _remove(self) -> None:
         async with self._lock("converge"):
+            self._kept = False
             for name in list(self._book.attachments):
                 await self._detach(name)
             await self._apart(lambda: work.remove(self._wanted, self.fault_point))
@@ -207,6 +248,10 @@ class EnvironmentManager:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
+
+
+def _told_nobody(_: Attachment) -> None:
+    """Nobody asked."""
 
 
 def _no_fault(_: Command) -> None:

@@ -21,16 +21,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Any, Final, assert_never
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 from pyroute2.ethtool.ioctl import IoctlEthtool
-from pyroute2.netlink import NLM_F_DUMP_INTR
+from pyroute2.netlink import NLM_F_DUMP_INTR, rtnl
 
 from appliance.environment import plan
 from appliance.environment.addresses import IPInterface, IPNetwork, default_route
 from appliance.environment.errors import EnvironmentError_
+from appliance.environment.hints import AddressEvent, Event, LinkEvent, RouteEvent
 from appliance.environment.namespace import Namespace
 from appliance.environment.plan import Command, Link, Place
 
@@ -42,8 +43,11 @@ _MAIN_TABLE: Final = 254
 _SKIP_STATS: Final = 1 << 3  # RTEXT_FILTER_SKIP_STATS: half of a link's description, unused here
 _NODAD: Final = 0x02  # IFA_F_NODAD
 _UP: Final = 0x1  # IFF_UP
+_LOWER_UP: Final = 0x10000  # IFF_LOWER_UP
+_CLONED: Final = 0x200  # RTM_F_CLONED: an entry of the kernel's cache, no route
 _UNIVERSE_SCOPE: Final = 0  # RT_SCOPE_UNIVERSE
 _LINK_SCOPE: Final = 253  # RT_SCOPE_LINK
+_UNICAST: Final = 1  # RTN_UNICAST
 _GRO: Final = "generic-receive-offload"
 _REASONS: Final = {
     errno.EXFULL: "the bridge has 1023 ports already, the kernel's limit",
@@ -299,6 +303,25 @@ def destination(route: Message) -> IPNetwork:
     return default_route(version) if dst is None else ip_network(f"{dst}/{route['dst_len']}")
 
 
+def event(message: Message) -> Event | None:
+    """What a notification says, None if it is none that matters here: a bridge's view of its ports, the routes
+    that the kernel keeps for addresses, anything of link scope."""
+    match message["header"]["type"]:
+        case rtnl.RTM_NEWLINK | rtnl.RTM_DELLINK as kind if message["family"] == AF_UNSPEC:
+            return LinkEvent(_link(message), deleted=kind == rtnl.RTM_DELLINK)
+        case rtnl.RTM_NEWADDR | rtnl.RTM_DELADDR if message["scope"] != _LINK_SCOPE:
+            return AddressEvent(message["index"])
+        case rtnl.RTM_NEWROUTE | rtnl.RTM_DELROUTE if _is_route(message):
+            return RouteEvent(message.get("oif") or 0, message["proto"])
+    return None
+
+
+def _is_route(message: Message) -> bool:
+    """Whether packets can leave by it: not if it is local, cached, or for link-local addresses."""
+    link_local = destination(message).is_link_local
+    return message["type"] == _UNICAST and not message["flags"] & _CLONED and not link_local
+
+
 def _everything(_: Message) -> bool:
     """Given as pyroute2's filter, so that it leaves the query's attributes to the kernel."""
     return True
@@ -328,6 +351,7 @@ def _link(message: Message) -> Link:
         alias=message.get("ifalias", ""),
         peer=message.get("link", 0),
         peer_namespace=message.get("link_netnsid", -1),
+        carrier=bool(message["flags"] & _LOWER_UP),
     )
 
 

@@ -205,6 +205,7 @@ class Link:
     alias: str = ""
     peer: int = 0
     peer_namespace: int = -1
+    carrier: bool = False  # of a pair's end: both ends are up
 
     @property
     def committed(self) -> bool:

@@ -36,6 +36,18 @@ async def converge(wanted: NodeWanted, fault_point: FaultPoint) -> tuple[Link, .
         return actual.veths
 
 
+async def repairs(wanted: NodeWanted) -> list[Command]:
+    """What `converge` would do now. Also raises where no command helps."""
+    async with Kernel.open() as kernel:
+        return plan.plan_node(wanted, await observe.node(kernel, wanted))
+
+
+async def links() -> list[Link]:
+    """All links of the node."""
+    async with Kernel.open() as kernel:
+        return await kernel.links()
+
+
 async def remove(wanted: NodeWanted, fault_point: FaultPoint) -> None:
     """Takes away all that was made on the node. If it fails, the next call goes on."""
     async with Kernel.open() as kernel:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from appliance.lab import lifecycle, processes
 from appliance.lab.files import NoLabError
 from appliance.lab.lifecycle import Lab, LabError
 from appliance.lab.network import NetworkError
-from appliance.lab.plan import DEFAULT_NAME, Family, Spec, SpecError, setting
+from appliance.lab.plan import DEFAULT_NAME, WEB_V4, Family, Spec, SpecError, setting
 from appliance.lab.processes import MARKER
 
 NOT_FOUND = 127
@@ -120,9 +121,7 @@ def up(name: str, /, **options: Any) -> None:
     """Build a lab. One of the same name is removed first."""
     with one_line():
         built = build(spec(name, **options))
-    client, service = built.plan.client().name, built.plan.services[0].balanced
-    if service is not None:
-        report(f"lab {name!r} is up; try: appliance lab exec {client} -- curl {service[0]}")
+    report(f"lab {name!r} is up; try: appliance lab exec {built.plan.client().name} -- curl {WEB_V4}")
 
 
 @lab.command()
@@ -135,6 +134,35 @@ def down(name: str) -> None:
             return
         _expect_root()
         lifecycle.down(name, report)
+
+
+@lab.command()
+@click.argument("service")
+@click.argument("instances", type=int)
+@click.pass_obj
+def scale(name: str, service: str, instances: int) -> None:
+    """Give SERVICE (`web`, or its whole name) so many INSTANCES."""
+    with one_line():
+        _expect_root()
+        lifecycle.scale(name, service, instances, report)
+
+
+def _host_command(verb: str, text: str, act: Callable[[str, str], None]) -> None:
+    """A command that does something to one host."""
+
+    def run(name: str, host: str) -> None:
+        with one_line():
+            _expect_root()
+            act(name, host)
+
+    lab.command(verb, help=text)(click.argument("host")(click.pass_obj(run)))
+
+
+_host_command("kill", "Kill all processes of HOST: a node, or `cluster` (manager and broker).", lifecycle.kill)
+_host_command("stop", "End HOST, a node or `cluster`, as an operator does.", lifecycle.stop)
+_host_command("start", "Start HOST again.", lifecycle.start)
+_host_command("unplug", "Pull the cable of HOST.", partial(lifecycle.plug, state="down"))
+_host_command("plug", "Put the cable of HOST in again.", partial(lifecycle.plug, state="up"))
 
 
 @lab.command()
@@ -154,7 +182,7 @@ def status(name: str, as_json: bool) -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.pass_obj
 def execute(name: str, container: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in CONTAINER (or in a node, or in `underlay`), as this process.
+    """Run COMMAND in CONTAINER (or in a node, `cluster` or `underlay`), as this process.
 
     The command gets the signals, and its exit status is that of `exec`.
     """

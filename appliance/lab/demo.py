@@ -85,8 +85,9 @@ def _service_ip(family: Family) -> str:
     return str(WEB_V4 if family == "v4" else WEB_V6)
 
 
-def _instance_ip(container: Container, family: Family) -> str:
-    return str(container.instance_v4 if family == "v4" else container.instance_v6)
+def _instance_ip(lab: Lab, container: Container, family: Family) -> str:
+    placed = lab.manager.picture().placed(container)
+    return str(placed.instance_v4 if family == "v4" else placed.instance_v6)
 
 
 # --- Calls --------------------------------------------------------------------------------------
@@ -99,7 +100,8 @@ def _calls_part(lab: Lab, console: Console) -> Iterator[Check]:
     console.print("Each worker of a node goes round the instances by itself, so its calls are shown together.\n")
     console.print(Columns([_calls_table(family, calls) for family, calls in made.items()], padding=(1, 4)))
     for family, calls in made.items():
-        yield from judge(calls, [it.name for it in lab.plan.web], _instance_ip(client, family), _service_ip(family))
+        client_ip = _instance_ip(lab, client, family)
+        yield from judge(calls, [it.name for it in lab.plan.web], client_ip, _service_ip(family))
 
 
 def _calls(lab: Lab, client: Container, family: Family) -> list[Call]:
@@ -173,7 +175,7 @@ def _rates_part(lab: Lab, console: Console) -> Iterator[Check]:
     client = lab.plan.client()
     for container in lab.plan.web[:2]:
         for family in FAMILIES:
-            address = _instance_ip(container, family)
+            address = _instance_ip(lab, container, family)
             command = measure.iperf_command(address, IPERF_PORTS[0], SECONDS)
             rate = measure.iperf_result(_output(lab, client.name, command))
             way = "on the same node" if container.node == client.node else f"to {container.node.name}"
@@ -209,8 +211,11 @@ The lab {name!r} is running. Go on with, for instance:
   {command} status
   {command} exec {client} -- curl -s {WEB_V4}
   {command} exec {client} -- ping {WEB_V6}
-  {command} exec {client} -- iperf3 -c {web.instance_v4}
+  {command} exec {client} -- iperf3 -c {_instance_ip(lab, web, 'v4')}
   {command} exec {web.node.name} -- appliance status
+  {command} exec cluster -- appliance services
+  {command} scale web {len(lab.plan.web) + 1}
+  {command} kill {web.node.name}
   {command} down
 """,
         markup=False,

@@ -1,8 +1,9 @@
 """The files of a lab: one directory, which begins with it and ends with it.
 
     /run/edge-lab/NAME/
-        lab.json              the spec, and what the nodes answered to each attachment
-        node1/                appliance.toml tables.json api.sock appliance.log appliance.pid run/ state/
+        lab.json              the spec
+        cluster/              appliance.log appliance.pid run/ state/
+        node1/                appliance.toml api.sock appliance.log appliance.pid run/ state/
         web0/                 http.log http.pid iperf3-5201.log iperf3-5201.pid …
 
 Everything that a lab consists of follows from lab.json, which is written before anything else is created, and
@@ -14,13 +15,13 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.lab.plan import Attached, Setting, Spec, Topology, topology
+from appliance.lab.plan import Setting, Spec, Topology, topology
 
 ROOT = Path("/run/edge-lab")
 
@@ -53,41 +54,31 @@ class Files:
         """The configuration of a node."""
         return self.of(node) / "appliance.toml"
 
-    def table(self, node: str) -> Path:
-        """The static tables of a node."""
-        return self.of(node) / "tables.json"
+    def log(self, host: str) -> Path:
+        """What a node's supervisor and workers, or the cluster's manager, write to standard error."""
+        return self.of(host) / "appliance.log"
 
-    def log(self, node: str) -> Path:
-        """What a node's supervisor and workers write to standard error."""
-        return self.of(node) / "appliance.log"
-
-    def record(self, node: str) -> Path:
-        """The record of a node's supervisor."""
-        return self.of(node) / "appliance.pid"
+    def record(self, host: str) -> Path:
+        """The record of a node's supervisor, or of the cluster's manager."""
+        return self.of(host) / "appliance.pid"
 
     def records(self) -> list[Path]:
         """The records of all processes that the lab started."""
         return sorted(self.directory.glob("*/*.pid"))
 
-    def create(self, plan: Topology) -> None:
-        """Makes the directories and writes a lab without attachments."""
+    def save(self, spec: Spec) -> None:
+        """Writes lab.json, and makes a directory for each member that has none."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.save(plan, ())
-        for member in plan.members:
-            self.of(member.name).mkdir()
+        replace(self.directory / "lab.json", json.dumps(asdict(spec), indent=1))
+        for member in topology(spec).members:
+            self.of(member.name).mkdir(exist_ok=True)
 
-    def save(self, plan: Topology, attached: Iterable[Attached]) -> None:
-        """Writes lab.json."""
-        data = {"spec": asdict(plan.spec), "attached": [asdict(it) for it in attached]}
-        replace(self.directory / "lab.json", json.dumps(data, indent=1))
-
-    def load(self) -> tuple[Topology, list[Attached]]:
+    def load(self) -> Topology:
         """The lab that lab.json describes. Raises NoLabError."""
         try:
-            data = json.loads((self.directory / "lab.json").read_text())
+            return topology(_spec(json.loads((self.directory / "lab.json").read_text())))
         except FileNotFoundError:
             raise NoLabError(f"no lab {self.lab!r}: start it with `appliance lab up`") from None
-        return topology(_spec(data["spec"])), [Attached(**it) for it in data["attached"]]
 
     def clear(self) -> None:
         """Deletes everything in the lab's directory; the directory itself ends with `locked`."""

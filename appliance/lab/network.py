@@ -11,16 +11,20 @@ thread enters a namespace itself (`entered`), and `ip` makes new ones.
 
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv6Interface
+from typing import Literal, TypeVar
 
 from pyroute2 import IPRoute, NetlinkError, netns
 from pyroute2.ethtool import Ethtool
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
-from appliance.lab.plan import UNDERLAY_MTU, UNDERLAY_V4, UNDERLAY_V6, Node, Topology, namespace_path, owned
+from appliance.lab.plan import UNDERLAY_MTU, UNDERLAY_V4, UNDERLAY_V6, Host, Topology, namespace_path, owned
 from appliance.lab.processes import undisturbed
+
+T = TypeVar("T")
 
 BRIDGE, UPLINK = "underlay", "uplink"
 SEGMENTATION = ("tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-udp-segmentation")
@@ -39,28 +43,52 @@ class NetworkError(Exception):
 
 
 def build(plan: Topology) -> None:
-    """Creates the namespaces, the underlay's bridge and the nodes' uplinks. Raises NetworkError."""
-    try:
+    """Creates the namespaces, the underlay's bridge and the hosts' uplinks. Raises NetworkError."""
+    with _refusals():
         _build(plan)
+
+
+def add(namespaces: Iterable[str]) -> None:
+    """Creates namespaces, each with its loopback up. Raises NetworkError."""
+    with _refusals():
+        for namespace in namespaces:
+            _add(namespace)
+
+
+def plug(plan: Topology, host: Host, state: Literal["up", "down"]) -> None:
+    """Connects a host to the underlay again, or pulls its cable. Raises NetworkError."""
+    with _refusals(), entered(plan.underlay), IPRoute() as ip:
+        (port,) = ip.link_lookup(ifname=host.name)
+        ip.link("set", index=port, state=state)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
     except (OSError, NetlinkError, subprocess.SubprocessError) as error:
         raise NetworkError(f"network: {error}") from error
 
 
 def _build(plan: Topology) -> None:
     for namespace in plan.namespaces:
-        with undisturbed():  # an `ip` that nobody waits for any more would make its namespace after the clean-up
-            subprocess.run(["ip", "netns", "add", namespace], check=True)
-        with entered(namespace), IPRoute() as ip:
-            _up(ip, "lo")
+        _add(namespace)
     with entered(plan.underlay), IPRoute() as ip:
         ip.link("add", ifname=BRIDGE, kind="bridge", mtu=UNDERLAY_MTU)
         _up(ip, BRIDGE)
-        for node in plan.nodes:
-            _plug(ip, node)
-    for node in plan.nodes:
-        _address(node)
+        for host in plan.hosts:
+            _plug(ip, host)
+    for host in plan.hosts:
+        _address(host)
     if plan.spec.cut:
         _cut(plan)
+
+
+def _add(namespace: str) -> None:
+    with undisturbed():  # an `ip` that nobody waits for any more would make its namespace after the clean-up
+        subprocess.run(["ip", "netns", "add", namespace], check=True)
+    with entered(namespace), IPRoute() as ip:
+        _up(ip, "lo")
 
 
 def remove(namespaces: Iterable[str]) -> None:
@@ -72,24 +100,24 @@ def remove(namespaces: Iterable[str]) -> None:
             continue
 
 
-def _plug(ip: IPRoute, node: Node) -> None:
-    """A link from the underlay's bridge to a node; `ip` is in the underlay's namespace."""
-    handle = os.open(namespace_path(node.namespace), os.O_RDONLY)
+def _plug(ip: IPRoute, host: Host) -> None:
+    """A link from the underlay's bridge to a host; `ip` is in the underlay's namespace."""
+    handle = os.open(namespace_path(host.namespace), os.O_RDONLY)
     try:
         peer = {"ifname": UPLINK, "net_ns_fd": handle, "mtu": UNDERLAY_MTU}
-        ip.link("add", ifname=node.name, kind="veth", mtu=UNDERLAY_MTU, peer=peer)
+        ip.link("add", ifname=host.name, kind="veth", mtu=UNDERLAY_MTU, peer=peer)
     finally:
         os.close(handle)
     (bridge,) = ip.link_lookup(ifname=BRIDGE)
-    (port,) = ip.link_lookup(ifname=node.name)
+    (port,) = ip.link_lookup(ifname=host.name)
     ip.link("set", index=port, master=bridge, state="up")
 
 
-def _address(node: Node) -> None:
-    """Brings a node's uplink up, usable at once: nobody else can have its addresses."""
-    v4 = IPv4Interface((node.underlay_v4, UNDERLAY_V4.prefixlen))
-    v6 = IPv6Interface((node.underlay_v6, UNDERLAY_V6.prefixlen))
-    with entered(node.namespace), IPRoute() as ip:
+def _address(host: Host) -> None:
+    """Brings a host's uplink up, usable at once: nobody else can have its addresses."""
+    v4 = IPv4Interface((host.underlay_v4, UNDERLAY_V4.prefixlen))
+    v6 = IPv6Interface((host.underlay_v6, UNDERLAY_V6.prefixlen))
+    with entered(host.namespace), IPRoute() as ip:
         (uplink,) = ip.link_lookup(ifname=UPLINK)
         ip.addr("add", index=uplink, address=str(v4.ip), prefixlen=v4.network.prefixlen)
         ip.addr("add", index=uplink, address=str(v6.ip), prefixlen=v6.network.prefixlen, flags=IFA_F_NODAD)
@@ -111,14 +139,28 @@ def entered(namespace: str) -> Iterator[None]:
         netns.popns()
 
 
+def inside(namespace: str, function: Callable[[], T]) -> T:
+    """The result of a function in a thread of its own that is in a namespace: whatever interrupts us finds us at home.
+
+    Raises what it raises.
+    """
+
+    def there() -> T:
+        netns.setns(str(namespace_path(namespace)), flags=0)
+        return function()
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(there).result()
+
+
 def _cut(plan: Topology) -> None:
     """Makes each uplink a card without segmentation offload, and each port of the bridge a switch's."""
-    for node in plan.nodes:
-        with entered(node.namespace):
+    for host in plan.hosts:
+        with entered(host.namespace):
             _set_features(UPLINK, off=SEGMENTATION, on=RECEIVE)
     with entered(plan.underlay):
-        for node in plan.nodes:
-            _set_features(node.name, off=SEGMENTATION)
+        for host in plan.hosts:
+            _set_features(host.name, off=SEGMENTATION)
 
 
 def _set_features(link: str, off: tuple[str, ...] = (), on: tuple[str, ...] = ()) -> None:

@@ -1,18 +1,20 @@
-"""What a lab consists of: names, addresses, services and configuration, from a `Spec`. Pure.
+"""What a lab consists of: names, the underlay's addresses, services and configuration, from a `Spec`. Pure.
 
-Address plan (the same ranges as a cluster hands out, so that packets look the same in both):
+Address plan:
 
     underlay of node k      198.18.0.0/15 + k, 2001:db8::/64 + k (RFC 2544, RFC 3849: never routed outside)
-    containers of node k    the k-th subnet from 10.18.0.0 (/26 or larger) and from fc00:: (/120 or larger)
-    ServiceIP of the demo   10.30.30.30 and fdff:2000::30
-    instance IPs            10.30.0.1, 10.30.0.2 … and fdff::1, fdff::2 …
+    underlay of the cluster 198.19.255.254, 2001:db8::ffff:1
+    ServiceIP of the demo   10.30.30.30 and fdff:2000::30, by its descriptor
+
+All other addresses come from the lab's cluster, and only the cluster knows them: the nodes' subnets, the containers'
+addresses in them, the instance IPs.
 
 Web instance i runs on node 1 + i mod nodes; each node has one client.
 """
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from appliance.cluster.manager.descriptor import Descriptor, Wanted
 from appliance.config import Config, dotted
 
 Family = Literal["v4", "v6"]
@@ -30,16 +33,19 @@ NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
 NODES_MAX = 1000
 """A bridge of the kernel has 1,023 ports (BR_MAX_PORTS, net/bridge/br_private.h)."""
 INSTANCES_MAX = 5000
-"""With the clients of NODES_MAX nodes, the instance IPs end before WEB_V4, the 7,650th address."""
+"""With the clients of NODES_MAX nodes, the instance IPs end before WEB_V4, the 7,650th address that is given."""
+ROLES = {"web": "demo.lab.web.lab", "client": "demo.lab.client.lab"}
+"""What containers are for, which begins their names, and the service that they are instances of."""
 
 NAMESPACES = Path("/run/netns")
 UNDERLAY_V4, UNDERLAY_V6 = IPv4Network("198.18.0.0/15"), IPv6Network("2001:db8::/64")
 UNDERLAY_MTU = 1500
-CONTAINERS_V4, CONTAINERS_V6 = IPv4Network("10.18.0.0/15"), IPv6Network("fc00::/64")
+CLUSTER_V4, CLUSTER_V6 = UNDERLAY_V4[-2], UNDERLAY_V6[0xFFFF0001]
+MQTT_PORT, REST_PORT = 10003, 10110
 SUBNET_V4_LONGEST, SUBNET_V6_LONGEST = 26, 120
-INSTANCES_V4, INSTANCES_V6 = IPv4Address("10.30.0.0"), IPv6Address("fdff::")
+"""What a cluster gives a node; larger subnets where a node has more containers."""
 
-WEB_SERVICE, CLIENT_SERVICE = "demo.lab.web.lab", "demo.lab.client.lab"
+WEB_SERVICE, CLIENT_SERVICE = ROLES["web"], ROLES["client"]
 WEB_V4, WEB_V6 = IPv4Address("10.30.30.30"), IPv6Address("fdff:2000::30")
 WEB_PORT = 80
 IPERF_PORTS = (5201, 5202, 5203, 5204)
@@ -105,20 +111,25 @@ def setting(text: str) -> Setting:
 
 
 @dataclass(frozen=True)
-class Node:
-    """A node: `number` counts from 1."""
+class Host:
+    """A namespace on the underlay. Its name is also that of its port at the underlay's bridge."""
 
-    number: int
+    name: str
     namespace: str
     underlay_v4: IPv4Address
     underlay_v6: IPv6Address
-    subnet_v4: IPv4Network
-    subnet_v6: IPv6Network
+
+
+@dataclass(frozen=True)
+class Node(Host):
+    """A node: `number` counts from 1."""
+
+    number: int
 
     @property
-    def name(self) -> str:
-        """Also the name of its port at the underlay's bridge."""
-        return f"node{self.number}"
+    def id(self) -> str:
+        """By which the cluster knows it: 24 hexadecimal digits, as existing clusters have."""
+        return f"1ab{self.number:021x}"
 
 
 @dataclass(frozen=True)
@@ -130,19 +141,9 @@ class Container:
     node: Node
     service: str
     instance: int
-    instance_v4: IPv4Address
-    instance_v6: IPv6Address
 
 
-@dataclass(frozen=True)
-class Service:
-    """A service with its balanced ServiceIP, if it has one."""
-
-    name: str
-    balanced: tuple[IPv4Address, IPv6Address] | None
-
-
-Member = Node | Container
+Member = Host | Container
 """What has a namespace and a directory."""
 
 
@@ -152,19 +153,24 @@ class Topology:
 
     spec: Spec
     underlay: str
+    cluster: Host
     nodes: tuple[Node, ...]
     containers: tuple[Container, ...]
-    services: tuple[Service, ...]
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """All of them: the underlay's, the nodes', the containers'."""
+        """All of them: the underlay's, the hosts', the containers'."""
         return (self.underlay, *(it.namespace for it in self.members))
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The nodes, then the containers."""
-        return (*self.nodes, *self.containers)
+        """The hosts, then the containers."""
+        return (*self.hosts, *self.containers)
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """Who is on the underlay: the cluster, then the nodes."""
+        return (self.cluster, *self.nodes)
 
     @property
     def web(self) -> tuple[Container, ...]:
@@ -186,9 +192,9 @@ def topology(spec: Spec) -> Topology:
     return Topology(
         spec=spec,
         underlay=f"{spec.name}-underlay",
+        cluster=Host("cluster", f"{spec.name}-cluster", CLUSTER_V4, CLUSTER_V6),
         nodes=nodes,
         containers=tuple(_containers(spec, nodes)),
-        services=(Service(WEB_SERVICE, (WEB_V4, WEB_V6)), Service(CLIENT_SERVICE, None)),
     )
 
 
@@ -199,87 +205,69 @@ def namespace_path(namespace: str) -> Path:
 
 def owned(lab: str, namespace: str) -> bool:
     """Whether a namespace's name is one that this lab gives."""
-    return re.fullmatch(rf"{re.escape(lab)}-(underlay|(node|client|web)[0-9]+)", namespace) is not None
+    return re.fullmatch(rf"{re.escape(lab)}-(underlay|cluster|(node|client|web)[0-9]+)", namespace) is not None
 
 
-def _nodes(spec: Spec) -> Iterator[Node]:
+def prefixes(spec: Spec) -> tuple[int, int]:
+    """Lengths of the IPv4 and IPv6 prefixes of a node's subnets."""
     reserved = 3  # network, gateway and broadcast address
     containers = 1 + -(-spec.instances // spec.nodes)
     bits = (containers + reserved - 1).bit_length()
-    subnets_v4 = CONTAINERS_V4.subnets(new_prefix=min(SUBNET_V4_LONGEST, 32 - bits))
-    subnets_v6 = CONTAINERS_V6.subnets(new_prefix=min(SUBNET_V6_LONGEST, 128 - bits))
-    for number, v4, v6 in zip(range(1, spec.nodes + 1), subnets_v4, subnets_v6, strict=False):
-        yield Node(number, f"{spec.name}-node{number}", UNDERLAY_V4[number], UNDERLAY_V6[number], v4, v6)
+    return min(SUBNET_V4_LONGEST, 32 - bits), min(SUBNET_V6_LONGEST, 128 - bits)
+
+
+def _nodes(spec: Spec) -> Iterator[Node]:
+    for number in range(1, spec.nodes + 1):
+        name = f"node{number}"
+        yield Node(name, f"{spec.name}-{name}", UNDERLAY_V4[number], UNDERLAY_V6[number], number)
 
 
 def _containers(spec: Spec, nodes: tuple[Node, ...]) -> Iterator[Container]:
     members = [(f"web{i}", nodes[i % len(nodes)], WEB_SERVICE, i) for i in range(spec.instances)]
     members += [(f"client{node.number}", node, CLIENT_SERVICE, node.number - 1) for node in nodes]
-    for index, (name, node, service, instance) in enumerate(members, start=1):
-        v4, v6 = _instance_v4(index), INSTANCES_V6 + index
-        yield Container(name, f"{spec.name}-{name}", node, service, instance, v4, v6)
+    for name, node, service, instance in members:
+        yield Container(name, f"{spec.name}-{name}", node, service, instance)
 
 
-def _instance_v4(index: int) -> IPv4Address:
-    """The instance address of an index; as in a cluster, no octet is 254 or 255."""
-    high, low = divmod(index, 254)
-    return INSTANCES_V4 + (high << 8) + low
+def descriptors(spec: Spec) -> list[Descriptor]:
+    """The services of a lab, as they are deployed."""
+    pinned = {"rr": {"v4": str(WEB_V4), "v6": str(WEB_V6)}}
+    return [_descriptor(WEB_SERVICE, spec.instances, pinned), _descriptor(CLIENT_SERVICE, spec.nodes, {})]
 
 
-@dataclass(frozen=True)
-class Attached:
-    """What a node's API answered for a container; a family without a subnet has no address."""
-
-    container: str
-    address_v4: str | None
-    address_v6: str | None
-
-
-def table(plan: Topology, attached: Iterable[Attached], port: int) -> list[dict[str, Any]]:
-    """The lab's services as a list of table-query results: what every node must know.
-
-    `port` is the UDP port that each node receives the overlay on.
-    """
-    addresses = {it.container: it for it in attached}
-    return [
-        {
-            "app_name": service.name,
-            "instance_list": [
-                _entry(plan, service, container, addresses[container.name], port)
-                for container in plan.containers
-                if container.service == service.name and container.name in addresses
-            ],
-            "query_key": "",
-        }
-        for service in plan.services
-    ]
+def _descriptor(service: str, instances: int, service_ips: dict[str, dict[str, str]]) -> Descriptor:
+    app, namespace, name, service_namespace = service.split(".")
+    return Descriptor(
+        app=app,
+        namespace=namespace,
+        service=name,
+        service_namespace=service_namespace,
+        instances=instances,
+        service_ips={policy: Wanted.model_validate(it) for policy, it in service_ips.items()},
+    )
 
 
-def _entry(plan: Topology, service: Service, container: Container, attached: Attached, port: int) -> dict[str, Any]:
-    return {
-        "instance_number": container.instance,
-        "namespace_ip": attached.address_v4,
-        "namespace_ip_v6": attached.address_v6,
-        "host_ip": str(plan.tunnel_address(container.node)),
-        "host_port": port,
-        "service_ip": [
-            *([] if service.balanced is None else [_service_ip("RR", *service.balanced)]),
-            _service_ip("instance_ip", container.instance_v4, container.instance_v6),
-        ],
+def cluster_options(plan: Topology, directory: Path) -> list[str]:
+    """The options of `appliance cluster run`, whose files are in `directory`."""
+    v4, v6 = prefixes(plan.spec)
+    options = {
+        "--cluster": "lab",
+        "--mqtt": f"{plan.cluster.underlay_v4}:{MQTT_PORT}",
+        "--rest": f"127.0.0.1:{REST_PORT}",
+        "--state": str(directory / "state"),
+        "--runtime": str(directory / "run"),
+        "--prefix-v4": str(v4),
+        "--prefix-v6": str(v6),
     }
-
-
-def _service_ip(policy: str, v4: IPv4Address, v6: IPv6Address) -> dict[str, str]:
-    return {"IpType": policy, "Address": str(v4), "Address_v6": str(v6)}
+    return [word for option in options.items() for word in option]
 
 
 def node_config(plan: Topology, node: Node, directory: Path) -> Config:
     """The configuration of a node whose files are in `directory`. Raises SpecError for a wrong setting."""
     raw: dict[str, dict[str, Any]] = {
-        "node": {"address": str(plan.tunnel_address(node))},
-        "network": {"subnet_v4": str(node.subnet_v4), "subnet_v6": str(node.subnet_v6)},
+        "node": {"address": str(plan.tunnel_address(node)), "id": node.id},
+        "cluster": {"url": str(plan.cluster.underlay_v4), "port": MQTT_PORT},
         "workers": {"count": plan.spec.workers[min(node.number, len(plan.spec.workers)) - 1]},
-        "tables": {"static": str(directory / "tables.json")},
         "api": {"socket": str(directory / "api.sock")},
         "paths": {"runtime": str(directory / "run"), "state": str(directory / "state")},
     }

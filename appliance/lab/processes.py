@@ -169,6 +169,17 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
+def kill(processes: Iterable[Process]) -> None:
+    """Ends what still lives of the processes by SIGKILL. Returns when they are gone, at the latest after KILLED_S."""
+    handles = dict(_handles(processes))
+    try:
+        _signal(handles, signal.SIGKILL)
+        _wait(handles, KILLED_S)
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
 def stop(processes: Iterable[Process], grace: float = GRACE_S) -> None:
     """Ends what still lives of the processes: SIGTERM, then SIGKILL to what is left after `grace` seconds.
 

@@ -16,15 +16,15 @@ from tests.lab.helpers import NOTHING, leftovers
 
 Build = Callable[..., Lab]
 
-SHARED, VARIED, BROKEN = (f"{letter}{os.getpid()}" for letter in "efg")
-"""Names of this run's labs: the one that all tests use, and those that single tests build."""
+SHARED, VARIED, BROKEN, CHANGING = (f"{letter}{os.getpid()}" for letter in "efgh")
+"""Names of this run's labs: the one that all tests use, those that single tests build, and the one that some change."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_labs_of_killed_runs() -> None:
     """Removes the labs of test runs that were killed; their names tell the process."""
-    for directory in LABS.glob("[efg]*") if os.geteuid() == 0 else ():
-        run = re.fullmatch(r"[efg]([0-9]+)", directory.name)
+    for directory in LABS.glob("[efgh]*") if os.geteuid() == 0 else ():
+        run = re.fullmatch(r"[efgh]([0-9]+)", directory.name)
         if run is not None and not Path("/proc", run[1]).exists():
             lifecycle.down(directory.name)
 

@@ -83,15 +83,18 @@ def balanced(family: Family) -> str:
     return str(WEB_V4 if family == "v4" else WEB_V6)
 
 
-def instance_ip(container: Container, family: Family) -> str:
+def instance_ip(lab: Lab, container: Container, family: Family) -> str:
     """The instance IP of a container."""
-    return str(container.instance_v4 if family == "v4" else container.instance_v6)
+    placed = lab.manager.picture().placed(container)
+    address = placed.instance_v4 if family == "v4" else placed.instance_v6
+    assert address is not None
+    return address
 
 
 def namespace_ip(lab: Lab, container: Container, family: Family) -> str:
     """The address inside a container."""
-    attached = next(it for it in lab.attached if it.container == container.name)
-    address = attached.address_v4 if family == "v4" else attached.address_v6
+    placed = lab.manager.picture().placed(container)
+    address = placed.address_v4 if family == "v4" else placed.address_v6
     assert address is not None
     return address
 

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_exec_of_what_does_not_exist(lab: Lab) -> None:
     assert (done.returncode, done.stderr) == (127, "appliance lab: no-such-command: command not found\n")
     done = lab_command(lab, "exec", "web7", "--", "true")
     assert done.returncode == 1
-    assert done.stderr.startswith("appliance lab: web7: expected one of node1, node2, web0, web1, client1, client2")
+    members = "cluster, node1, node2, web0, web1, client1, client2"
+    assert done.stderr.startswith(f"appliance lab: web7: expected one of {members}")
 
 
 def test_exec_sees_only_the_containers_links(lab: Lab) -> None:
@@ -79,21 +81,25 @@ def test_the_nodes_own_commands_work_in_a_node(lab: Lab) -> None:
 
 def test_status_says_all_that_a_program_needs(lab: Lab) -> None:
     data = json.loads(lab_command(lab, "status", "--json").stdout)
-    assert [(it["name"], it["running"], it["tunnel"]) for it in data["nodes"]] == [
-        ("node1", True, "198.18.0.1"),
-        ("node2", True, "198.18.0.2"),
+    assert data["cluster"]["running"]
+    assert data["cluster"]["error"] is None
+    assert [(it["name"], it["running"], it["status"], it["tunnel"]) for it in data["nodes"]] == [
+        ("node1", True, "online", "198.18.0.1"),
+        ("node2", True, "online", "198.18.0.2"),
     ]
     web1 = next(it for it in data["containers"] if it["name"] == "web1")
+    subnets = {it["name"]: (it["subnet_v4"], it["subnet_v6"]) for it in data["nodes"]}
+    assert ip_address(web1.pop("address_v4")) in ip_network(subnets["node2"][0])
+    assert ip_address(web1.pop("address_v6")) in ip_network(subnets["node2"][1])
     assert web1 == {
         "name": "web1",
         "node": "node2",
         "namespace": f"{lab.plan.spec.name}-web1",
         "service": WEB_SERVICE,
         "instance": 1,
-        "address_v4": "10.18.0.66",
-        "address_v6": "fc00::102",
-        "instance_v4": "10.30.0.2",
-        "instance_v6": "fdff::2",
+        "instance_v4": "10.30.0.1",
+        "instance_v6": "fdff::1",
+        "status": "up",
     }
     web = next(it for it in data["services"] if it["name"] == WEB_SERVICE)
     assert web["service_ips"] == {"rr": {"v4": "10.30.30.30", "v6": "fdff:2000::30"}}
@@ -101,7 +107,8 @@ def test_status_says_all_that_a_program_needs(lab: Lab) -> None:
         "instance": 1,
         "container": "web1",
         "node": "node2",
-        "service_ips": {"instance": {"v4": "10.30.0.2", "v6": "fdff::2"}},
+        "status": "up",
+        "service_ips": {"instance": {"v4": "10.30.0.1", "v6": "fdff::1"}},
     }
 
 

@@ -47,7 +47,7 @@ def kill(lab: Lab, node: int) -> None:
 @by_family
 @pytest.mark.parametrize("node", [0, 1], ids=["sender's node", "receiver's node"])
 def test_a_killed_worker_interrupts_a_connection_for_at_most_200_ms(lab: Lab, family: Family, node: int) -> None:
-    target = instance_ip(lab.plan.web[1], family)
+    target = instance_ip(lab, lab.plan.web[1], family)
     with background(lab, "web1", *program("sink", 7003)) as sink:
         assert line(sink) == "ready"
         with background(lab, "client1", *program("source", target, 7003, 1 + KILLS * APART_S)) as source:
@@ -62,7 +62,7 @@ def test_a_killed_worker_interrupts_a_connection_for_at_most_200_ms(lab: Lab, fa
 
 
 def test_a_killed_worker_does_not_end_iperf3(lab: Lab) -> None:
-    command = measure.iperf_command(instance_ip(lab.plan.web[1], "v4"), IPERF_PORTS[0], 3, streams=4)
+    command = measure.iperf_command(instance_ip(lab, lab.plan.web[1], "v4"), IPERF_PORTS[0], 3, streams=4)
     with background(lab, "client1", *command) as load:
         time.sleep(APART_S)
         kill(lab, 0)
@@ -79,4 +79,4 @@ def test_a_replaced_worker_is_counted_and_the_others_are_the_same_processes(lab:
     after = workers(lab, 1)
     assert after[0]["pid"] != before[0]["pid"]
     assert after[1]["pid"] == before[1]["pid"]
-    run(lab, "client1", *measure.ping_command(instance_ip(lab.plan.web[1], "v6"), count=2))
+    run(lab, "client1", *measure.ping_command(instance_ip(lab, lab.plan.web[1], "v6"), count=2))

@@ -56,7 +56,7 @@ def test_two_hundred_megabytes_on_one_node(lab: Lab, family: Family) -> None:
 
 @by_family
 def test_udp_super_packets(lab: Lab, family: Family) -> None:
-    bursts(lab, instance_ip(lab.plan.web[1], family))
+    bursts(lab, instance_ip(lab, lab.plan.web[1], family))
 
 
 @by_family
@@ -88,7 +88,7 @@ def test_bytes_arrive(build: Build, variant: str) -> None:
         for direction in DIRECTIONS:
             transfer(lab, family, "web1", SMALL, direction)
         transfer(lab, family, "web0", SMALL, "to")
-        bursts(lab, instance_ip(lab.plan.web[1], family))
+        bursts(lab, instance_ip(lab, lab.plan.web[1], family))
 
 
 def test_a_gigabyte_with_one_worker(build: Build) -> None:

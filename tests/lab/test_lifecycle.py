@@ -61,7 +61,7 @@ def test_up_outlives_its_command_and_down_leaves_nothing() -> None:
     assert leftovers(NAME) == NOTHING
 
 
-STEPS = ["network:", "packet path:", "nodes:", "containers:", "services:"]
+STEPS = ["network:", "packet path:", "nodes:", "services:", "containers:"]
 
 
 @pytest.mark.parametrize(

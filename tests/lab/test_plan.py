@@ -1,26 +1,26 @@
 """What a lab consists of: pure, so every size is tried without building one."""
 
 from ipaddress import ip_address
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.cluster.manager.addresses import Plan
 from appliance.lab.plan import (
+    CLIENT_SERVICE,
     INSTANCES_MAX,
     NODES_MAX,
     WEB_SERVICE,
     WEB_V4,
-    WEB_V6,
-    Attached,
     Setting,
     Spec,
     SpecError,
+    descriptors,
     node_config,
     owned,
+    prefixes,
     setting,
-    table,
     topology,
 )
 
@@ -28,37 +28,34 @@ SIZES = [(1, 1), (2, 2), (3, 7), (1, 300), (250, 251), (1, INSTANCES_MAX), (NODE
 
 
 @pytest.mark.parametrize(("nodes", "instances"), SIZES)
-def test_every_name_and_address_is_used_once(nodes: int, instances: int) -> None:
+def test_every_name_and_underlay_address_is_used_once(nodes: int, instances: int) -> None:
     plan = topology(Spec(nodes=nodes, instances=instances))
     assert len(plan.nodes) == nodes
     assert len(plan.web) == instances
-    assert len(set(plan.namespaces)) == 1 + nodes + instances + nodes
-    for family in ("instance_v4", "instance_v6"):
-        addresses = {getattr(it, family) for it in plan.containers}
-        assert len(addresses) == len(plan.containers)
-        assert not addresses & {WEB_V4, WEB_V6}
+    assert len(set(plan.namespaces)) == 2 + nodes + instances + nodes
+    for attribute in ("underlay_v4", "underlay_v6", "name"):
+        assert len({getattr(it, attribute) for it in plan.hosts}) == 1 + nodes
+    assert len({it.id for it in plan.nodes}) == nodes
 
 
 @pytest.mark.parametrize(("nodes", "instances"), SIZES)
 def test_a_nodes_subnet_holds_its_containers(nodes: int, instances: int) -> None:
     plan = topology(Spec(nodes=nodes, instances=instances))
+    v4, v6 = prefixes(plan.spec)
     for node in plan.nodes[:20]:
         containers = sum(it.node == node for it in plan.containers)
-        assert containers <= node.subnet_v4.num_addresses - 3
-        assert containers <= node.subnet_v6.num_addresses - 3
-
-
-def test_subnets_of_different_nodes_do_not_overlap() -> None:
-    plan = topology(Spec(nodes=40, instances=40 * 100))
-    for one, other in combinations(plan.nodes, 2):
-        assert not one.subnet_v4.overlaps(other.subnet_v4)
-        assert not one.subnet_v6.overlaps(other.subnet_v6)
+        assert containers <= 2 ** (32 - v4) - 3
+        assert containers <= 2 ** (128 - v6) - 3
 
 
 def test_the_usual_subnets_are_those_of_a_cluster() -> None:
-    first, second = topology(Spec()).nodes
-    assert [str(it) for it in (first.subnet_v4, first.subnet_v6)] == ["10.18.0.0/26", "fc00::/120"]
-    assert [str(it) for it in (second.subnet_v4, second.subnet_v6)] == ["10.18.0.64/26", "fc00::100/120"]
+    assert prefixes(Spec()) == (Plan().prefix_v4, Plan().prefix_v6)
+
+
+def test_the_services_are_as_large_as_the_lab() -> None:
+    web, client = descriptors(Spec(nodes=3, instances=5))
+    assert (web.job, web.instances, web.service_ips["rr"].v4) == (WEB_SERVICE, 5, WEB_V4)
+    assert (client.job, client.instances, client.service_ips) == (CLIENT_SERVICE, 3, {})
 
 
 def test_instances_go_round_the_nodes_and_each_node_has_a_client() -> None:
@@ -79,7 +76,8 @@ def test_every_generated_configuration_is_valid(nodes: int) -> None:
     for node in (plan.nodes[0], plan.nodes[-1]):
         config = node_config(plan, node, Path("/run/edge-lab/lab") / node.name)
         assert config.node.address == node.underlay_v4
-        assert config.network.subnet_v6 == node.subnet_v6
+        assert config.network.subnet_v6 == ""
+        assert (config.node.id, config.cluster.url) == (node.id, str(plan.cluster.underlay_v4))
 
 
 def test_tunnels_over_ipv6() -> None:
@@ -137,27 +135,3 @@ def test_a_lab_owns_its_own_namespaces_and_no_others() -> None:
     assert all(owned("lab", it) for it in plan.namespaces)
     others = topology(Spec(name="lab2")).namespaces
     assert not any(owned("lab", it) for it in (*others, "lab", "lab-", "lab-other", "lab-node1x", "xlab-node1"))
-
-
-def test_the_table_says_where_each_instance_is() -> None:
-    plan = topology(Spec(nodes=2, instances=2, tunnel="v6"))
-    attached = [Attached(it.name, f"10.18.0.{n}", None) for n, it in enumerate(plan.containers, 2)]
-    web, client = table(plan, attached, port=50104)
-    assert web["app_name"] == WEB_SERVICE
-    assert web["instance_list"][1] == {
-        "instance_number": 1,
-        "namespace_ip": "10.18.0.3",
-        "namespace_ip_v6": None,
-        "host_ip": "2001:db8::2",
-        "host_port": 50104,
-        "service_ip": [
-            {"IpType": "RR", "Address": str(WEB_V4), "Address_v6": "fdff:2000::30"},
-            {"IpType": "instance_ip", "Address": "10.30.0.2", "Address_v6": "fdff::2"},
-        ],
-    }
-    assert [it["service_ip"][0]["IpType"] for it in client["instance_list"]] == ["instance_ip", "instance_ip"]
-
-
-def test_what_is_not_attached_is_not_in_the_table() -> None:
-    plan = topology(Spec())
-    assert [it["instance_list"] for it in table(plan, [], port=1)] == [[], []]

@@ -50,7 +50,7 @@ def test_the_service_sees_the_clients_instance_ip_and_the_client_the_service_ip(
 ) -> None:
     container = next(it for it in lab.plan.containers if it.name == client)
     for call in probe(lab, client, balanced(family), TIMES):
-        assert same(call["client"], instance_ip(container, family))
+        assert same(call["client"], instance_ip(lab, container, family))
         assert call["client_port"] == call["port"]
         assert same(call["reply_from"], balanced(family))
 
@@ -58,15 +58,15 @@ def test_the_service_sees_the_clients_instance_ip_and_the_client_the_service_ip(
 @by_family
 def test_each_instance_has_a_service_ip_of_its_own(lab: Lab, family: Family) -> None:
     for container in lab.plan.web:
-        calls = probe(lab, "client1", instance_ip(container, family), 3)
+        calls = probe(lab, "client1", instance_ip(lab, container, family), 3)
         assert {it["container"] for it in calls} == {container.name}
-        assert all(same(it["reply_from"], instance_ip(container, family)) for it in calls)
+        assert all(same(it["reply_from"], instance_ip(lab, container, family)) for it in calls)
 
 
 @by_family
 @pytest.mark.parametrize("client", ["client1", "client2"])
 def test_ping_to_the_service_and_to_each_instance(lab: Lab, client: str, family: Family) -> None:
-    targets = [balanced(family), *(instance_ip(it, family) for it in lab.plan.web)]
+    targets = [balanced(family), *(instance_ip(lab, it, family) for it in lab.plan.web)]
     for target in targets:
         echo = measure.ping_result(run(lab, client, *measure.ping_command(target, count=5)))
         assert (echo.sent, echo.received) == (5, 5), target
@@ -82,7 +82,7 @@ def test_ping_shows_the_service_ip_as_the_answering_one(lab: Lab, family: Family
 def test_large_echoes_are_carried_up_to_the_mtu(lab: Lab, family: Family) -> None:
     headers = 28 if family == "v4" else 48
     for container in lab.plan.web:
-        target = instance_ip(container, family)
+        target = instance_ip(lab, container, family)
         run(lab, "client1", "ping", "-nqc3", "-i0.05", "-W2", "-Mdo", f"-s{1450 - headers}", target)
 
 
@@ -90,14 +90,14 @@ def test_large_echoes_are_carried_up_to_the_mtu(lab: Lab, family: Family) -> Non
 @pytest.mark.parametrize("reverse", [False, True], ids=["to", "from"])
 def test_iperf3(lab: Lab, family: Family, reverse: bool) -> None:
     web1 = lab.plan.web[1]
-    command = measure.iperf_command(instance_ip(web1, family), IPERF_PORTS[0], 1, streams=2, reverse=reverse)
+    command = measure.iperf_command(instance_ip(lab, web1, family), IPERF_PORTS[0], 1, streams=2, reverse=reverse)
     rate = measure.iperf_result(run(lab, "client1", *command))
     assert rate.bits_per_second > 100e6
 
 
 @by_family
 def test_iperf3_udp(lab: Lab, family: Family) -> None:
-    target = instance_ip(lab.plan.web[1], family)
+    target = instance_ip(lab, lab.plan.web[1], family)
     command = ["iperf3", "-c", target, "-p", str(IPERF_PORTS[1]), "-u", "-b", "20M", "-t", "1", "--json"]
     end = json.loads(run(lab, "client1", *command))["end"]["sum"]
     assert end["packets"] > 1000
@@ -108,10 +108,10 @@ def test_iperf3_udp(lab: Lab, family: Family) -> None:
 def test_an_instance_on_the_same_node_is_reached_without_the_underlay(lab: Lab, family: Family) -> None:
     web0 = lab.plan.web[0]
     before = link_counter(lab, "node1", "uplink", "tx_packets")
-    calls = probe(lab, "client1", instance_ip(web0, family), 25)
+    calls = probe(lab, "client1", instance_ip(lab, web0, family), 25)
     assert {it["container"] for it in calls} == {"web0"}
     client = lab.plan.client()
-    assert all(same(it["client"], instance_ip(client, family)) for it in calls)
+    assert all(same(it["client"], instance_ip(lab, client, family)) for it in calls)
     after = link_counter(lab, "node1", "uplink", "tx_packets")
     assert after - before < 10  # 50 calls are some hundred packets; neighbour discovery is a few
 
@@ -124,16 +124,16 @@ def test_an_instance_may_call_its_own_service(lab: Lab, family: Family, caller: 
     calls = probe(lab, caller, balanced(family), TIMES)
     answered = Counter(it["container"] for it in calls)
     assert min(answered["web0"], answered["web1"]) >= TIMES // 2
-    assert all(same(it["client"], instance_ip(container, family)) for it in calls)
+    assert all(same(it["client"], instance_ip(lab, container, family)) for it in calls)
     assert all(same(it["reply_from"], balanced(family)) for it in calls)
 
 
 @by_family
 def test_an_instance_may_call_itself(lab: Lab, family: Family) -> None:
     web0 = lab.plan.web[0]
-    calls = probe(lab, "web0", instance_ip(web0, family), 5)
+    calls = probe(lab, "web0", instance_ip(lab, web0, family), 5)
     assert {it["container"] for it in calls} == {"web0"}
-    assert all(same(it["client"], instance_ip(web0, family)) for it in calls)
+    assert all(same(it["client"], instance_ip(lab, web0, family)) for it in calls)
 
 
 @pytest.mark.parametrize(
