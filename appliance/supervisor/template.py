@@ -30,7 +30,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-DESCRIPTORS = ("tables", "records", "counters", "control", "misses", "tun", "wire", "handoff", "wake", "missed")  # then the sources
+_SEGMENTS = ("tables", "records", "counters", "control", "misses")
+DESCRIPTORS = (*_SEGMENTS, "tun", "wire", "handoff", "wake", "missed", "fragmenting")
+"""In this order, and then the sources."""
 _FDS_MAX = 128
 _MESSAGE_MAX = 65_536
 
@@ -163,7 +165,13 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
     )
     epoll = sleep.descriptor(named["tun"], named["wire"], named["handoff"], named["wake"])
     descriptors = state.Descriptors(
-        named["tun"], named["wire"], named["handoff"], epoll, sources, missed=named["missed"]
+        named["tun"],
+        named["wire"],
+        named["handoff"],
+        epoll,
+        sources,
+        missed=named["missed"],
+        fragmenting=named["fragmenting"],
     )
     made = state.make(settings, descriptors, tables, records, counts, control, reports)
     worker.work(made.record)
