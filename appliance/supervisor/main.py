@@ -26,6 +26,7 @@ import uvloop
 
 from appliance import config as configuration
 from appliance.cluster.messages import MessageError, entries, read_results
+from appliance.cluster.requests import Endpoint
 from appliance.config import Config
 from appliance.dataplane import cache
 from appliance.environment.errors import EnvironmentError_
@@ -95,6 +96,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         from appliance.supervisor.api import serve
+        from appliance.supervisor.peers import Peers
         from appliance.supervisor.workers import WorkerPool, cpus_of
         from appliance.tables.catalogue import Catalogue
         from appliance.tables.publish import Publisher
@@ -109,9 +111,13 @@ class Supervisor:
         self._stack.callback(self.publisher.close)
         self.publisher.set_ranges(self.config.network.services, self.config.network.overlay)
         self.catalogue = Catalogue(self.publisher)
+        self.peers = Peers(self.catalogue, Endpoint(self.address, self.port))
+        self.pool.on_too_big = self.peers.too_big
         await self._start_environment()
         self._stack.push_async_callback(self.pool.stop)
         self._apply_tables()
+        await self.peers.start()
+        self._stack.push_async_callback(self.peers.stop)
         await self.pool.start(
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )

@@ -12,7 +12,7 @@ On a full table the change stops at the row that did not fit; ``replace`` raises
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,10 @@ import numpy as np
 from appliance import limits
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
-from appliance.tables.publish import Publisher
+from appliance.tables.publish import Publisher, TableFullError
+
+NODES_AT_ONCE = 64
+"""Nodes that a full table refuses together."""
 
 POLICIES = {"rr": layout.POLICY_RR, "instance": layout.POLICY_INSTANCE}
 
@@ -82,6 +85,8 @@ class Catalogue:
         self._ordinals: dict[IPAddress, int] = {}
         self._free_ordinals = list(range(publisher.capacity.services - 1, -1, -1))
         self._generation = 0
+        self.on_host: Callable[[Host | None, Host | None], None] = lambda _before, _after: None
+        """Called with each host's entry before and after a change, once the change is in the table."""
 
     @property
     def hosts(self) -> Mapping[IPAddress, Host]:
@@ -101,17 +106,35 @@ class Catalogue:
     def replace_nodes(self, nodes: Iterable[Node]) -> Change:
         """Make these the nodes of the tables. Raises ``publish.TableFullError``."""
         wanted = {node.address: node for node in nodes}
-        fresh = [node for node in wanted.values() if self._nodes.get(node.address) != node]
         gone = [address for address in self._nodes if address not in wanted]
-        if fresh:
-            self._publisher.put_nodes(node_rows(fresh))
-            self._nodes.update((node.address, node) for node in fresh)
+        return self.change_nodes(wanted.values(), gone)
+
+    def change_nodes(self, put: Iterable[Node], remove: Iterable[IPAddress] = ()) -> Change:
+        """Put these nodes in, and take those out; all others stay. Costs what it is given, not what there is.
+
+        Raises ``publish.TableFullError``: then the portion that did not fit, and those after it, are not in.
+        """
+        gone = [address for address in remove if address in self._nodes]
+        fresh = [node for node in put if self._nodes.get(node.address) != node]
         for address in gone:
             self._publisher.remove_node(*layout.words(address))
             del self._nodes[address]
+        for start in range(0, len(fresh), NODES_AT_ONCE):
+            self._put_nodes(fresh[start : start + NODES_AT_ONCE])
         changed = [f"node {node.address}" for node in fresh] + [f"node {address} removed" for address in gone]
         epoch = self._publisher.publish() if changed else self._publisher.epoch
         return Change(epoch, changed)
+
+    def _put_nodes(self, nodes: list[Node]) -> None:
+        """All or none of those that are new: no row may be in the table that nobody would take out of it again."""
+        try:
+            self._publisher.put_nodes(node_rows(nodes))
+        except TableFullError:
+            for address in (node.address for node in nodes if node.address not in self._nodes):
+                self._publisher.remove_node(*layout.words(address))
+            self._publisher.publish()
+            raise
+        self._nodes.update((node.address, node) for node in nodes)
 
     def replace(self, hosts: Iterable[Host], services: Iterable[Service]) -> Change:
         """Make these the content of the tables. Raises ``publish.TableFullError``.
@@ -140,7 +163,10 @@ class Catalogue:
                 self._generation += 1
                 self._generations[host.address] = self._generation
         self._publisher.put_hosts(host_rows(hosts, self._generations))
-        self._hosts.update((host.address, host) for host in hosts)
+        for host in hosts:
+            before = self._hosts.get(host.address)
+            self._hosts[host.address] = host
+            self.on_host(before, host)
         return [f"host {host.address}" for host in hosts]
 
     def _put_services(self, services: list[Service]) -> list[str]:
@@ -158,7 +184,8 @@ class Catalogue:
 
     def _remove_host(self, address: IPAddress) -> None:
         self._publisher.remove_host(*layout.words(address))
-        del self._hosts[address], self._generations[address]
+        self.on_host(self._hosts.pop(address), None)
+        del self._generations[address]
 
     def _remove_service(self, address: IPAddress) -> None:
         self._publisher.remove_service(*layout.words(address))
