@@ -263,7 +263,7 @@ class Tunnel(Section):
     mtu: int = _key(
         1450,
         "MTU inside the overlay: of the TUN device, the bridge and the containers' links. The underlay "
-        "carries 28 bytes more (IPv4) or 48 (IPv6).",
+        "carries 28 bytes more (IPv4) or 48 (IPv6); on a path that carries less, senders are told to send less.",
         unit="bytes",
         ge=MTU_MIN,
         le=65000,

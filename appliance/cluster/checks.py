@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from appliance.cluster.messages import JOB_NAME, Instance, MessageError, SubnetworkResult, TableQueryResult
+from appliance.cluster.messages import JOB_NAME, ClusterNode, Instance, MessageError, SubnetworkResult, TableQueryResult
 from appliance.config import inside, overlap
 from appliance.tables.layout import IPAddress
 
@@ -58,6 +58,14 @@ class Ranges:
             raise MessageError("app_name: expected a name, as there are instances")
         for index, instance in enumerate(result.instances):
             self._check_instance(f"instance_list.{index}", instance)
+
+    def check_node(self, node: ClusterNode) -> None:
+        """Raises MessageError with the first field that no table may have."""
+        if not self._is_underlay(node.address):
+            raise MessageError(f"host_ip: expected an address outside of the overlay, got {node.address}")
+        for index, subnet in enumerate(node.subnets):
+            if not inside(subnet, self.overlay):
+                raise MessageError(f"subnets.{index}: expected a subnet in the overlay, got {subnet}")
 
     def _check_instance(self, where: str, instance: Instance) -> None:
         for name, address in (("namespace_ip", instance.address_v4), ("namespace_ip_v6", instance.address_v6)):

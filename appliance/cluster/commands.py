@@ -39,6 +39,13 @@ class Changed:
 
 
 @dataclass(frozen=True)
+class NodesChanged:
+    """These nodes of the cluster are other ones now, or gone (``Session.nodes``)."""
+
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Answered:
     """Whoever waits for a key may go on; ``found``: the cluster has instances of it, and they are known now."""
 
@@ -62,4 +69,4 @@ class Refused:
 
 
 Transmission = Publish | Subscribe | Unsubscribe
-Command = Transmission | Changed | Answered | Assigned | Refused
+Command = Transmission | Changed | NodesChanged | Answered | Assigned | Refused

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from appliance.cluster.messages import TableQueryResult
+from appliance.cluster.messages import ClusterNode, TableQueryResult
 from appliance.cluster.store import Store
 
 log = logging.getLogger(__name__)
@@ -20,12 +20,18 @@ DELAY: Final = 1.0
 
 
 class Keeper:
-    """See the module. ``answers`` gives what is to be kept at the time of saving."""
+    """See the module. ``answers`` and ``nodes`` are what is to be kept at the time of saving."""
 
-    def __init__(self, store: Store, answers: Callable[[], Iterable[TableQueryResult]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        answers: Callable[[], Iterable[TableQueryResult]],
+        nodes: Mapping[str, ClusterNode],
+    ) -> None:
         self.failures = 0
         self._store = store
         self._answers = answers
+        self._nodes = nodes
         self._changed = asyncio.Event()
 
     def change(self) -> None:
@@ -43,8 +49,8 @@ class Keeper:
         """Saves what has changed since the last time."""
         if self._changed.is_set():
             self._changed.clear()
-            answers = list(self._answers())
-            await self.attempt(lambda: self._store.save_tables(answers))
+            answers, nodes = list(self._answers()), dict(self._nodes)
+            await self.attempt(lambda: self._store.save_tables(answers, nodes))
 
     async def attempt(self, save: Callable[[], None]) -> None:
         """Saves in a thread."""

@@ -27,7 +27,7 @@ from typing import Any, Final
 from appliance.cluster import requests, topics
 from appliance.cluster.access import access
 from appliance.cluster.checks import Ranges, Subnetwork
-from appliance.cluster.commands import Answered, Assigned, Changed, Command, Publish, Refused
+from appliance.cluster.commands import Answered, Assigned, Changed, Command, NodesChanged, Publish, Refused
 from appliance.cluster.errors import ClusterError
 from appliance.cluster.feed import Feed, Tables
 from appliance.cluster.keeper import Keeper
@@ -64,9 +64,9 @@ class Member:
         times = Times(config.cluster.query_timeout, config.cluster.interest, config.cluster.refresh)
         self._session = Session(self._node, Endpoint(node_address, port), times, self._ranges)
         self._transport = Transport(self._node, self._access, self._will(), self)
-        self._feed = Feed(self._session.jobs, on_tables)
+        self._feed = Feed(self._session.jobs, on_tables, self._session.nodes)
         self._store = Store(config.paths.state, self._node)
-        self._keeper = Keeper(self._store, self._session.answers.values)
+        self._keeper = Keeper(self._store, self._session.answers.values, self._session.nodes)
         self._waiting: dict[str, asyncio.Future[bool]] = {}
         self._assigned: asyncio.Future[Subnetwork] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,6 +149,7 @@ class Member:
             "last_error": self._last_error,
             "staleness": round(self._session.staleness(now), 3),
             "jobs": len(self._session.jobs),
+            "nodes": len(self._session.nodes),
             "instances": sum(len(job.instances) for job in self._session.jobs.values()),
             "interests": [self._interest(job, now) for job in sorted(self._session.interests)],
             "counters": {
@@ -206,6 +207,9 @@ class Member:
                 case Changed(jobs):
                     self._feed.change(jobs)
                     self._keeper.change()
+                case NodesChanged(nodes):
+                    self._feed.change_nodes(nodes)
+                    self._keeper.change()
                 case Answered(key, found):
                     self._settle(key, found)
                 case Assigned(subnetwork):
@@ -247,7 +251,7 @@ class Member:
                 self._complain(f"the subnets kept for this node do not fit the configuration any more: {error}")
             else:
                 self._assigned.set_result(subnetwork)
-        self._do(self._session.restore(kept.results, now - kept.age, now))
+        self._do(self._session.restore(kept.results, now - kept.age, now, kept.nodes))
         self._feed.flush()
 
     def _set_timer(self) -> None:
@@ -273,7 +277,7 @@ class Member:
             log.warning("refused", extra={"error": what})
 
     def _will(self) -> Publish:
-        kind, payload = requests.status(online=False)
+        kind, payload = requests.status(None)
         return Publish(topics.of_node(self._node, kind), payload, retain=True)
 
     def _spawn(self, name: str, work: Any) -> None:

@@ -10,7 +10,7 @@ own address.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from operator import attrgetter
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
@@ -103,8 +103,17 @@ class SubnetworkResult(_Message):
     prefix_v6: int = Field(120, alias="prefixv6", ge=1, le=126)
 
 
+class ClusterNode(_Message):
+    """Where a node of the cluster is reached. ``overlay`` 2: it runs this appliance, or one that works alike."""
+
+    address: Annotated[IPv4Address | IPv6Address, BeforeValidator(_address)] = Field(alias="host_ip")
+    port: int = Field(alias="host_port", ge=1, le=65535)
+    subnets: tuple[IPv4Network | IPv6Network, ...] = ()
+    overlay: int = 2
+
+
 _RESULTS = TypeAdapter(list[TableQueryResult])
-_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult)
+_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult, ClusterNode)
 
 
 def parse_results(data: bytes | str, source: str) -> list[TableQueryResult]:

@@ -66,9 +66,11 @@ def address_changed(deployment: Deployment, here: Endpoint) -> Request:
     return topics.ADDRESS_CHANGED, _service("", deployment, here, "", "")
 
 
-def status(*, online: bool) -> Request:
-    """Says whether the node is there."""
-    return topics.STATUS, _encode({"status": "online" if online else "offline"})
+def status(here: Endpoint | None) -> Request:
+    """Says that the node is there, and where it is reached; None: that it is not."""
+    if here is None:
+        return topics.STATUS, _encode({"status": "offline"})
+    return topics.STATUS, _encode({"status": "online", "host_ip": str(here.address), "host_port": str(here.port)})
 
 
 def _service(status: str, deployment: Deployment, here: Endpoint, v4: str, v6: str) -> bytes:

@@ -25,6 +25,8 @@ removals that were not acknowledged: what has to be said follows from the state.
 is, in this order: subscriptions; a question for each interest, first those of jobs that run here, then the most
 recently used; the instances that run here, and the removals. ``OPEN_MAX`` questions are under way at a time.
 
+**The cluster's nodes** are listed by a manager of ours, in retained messages (``nodes``).
+
 **Messages** are checked as a whole before anything is changed. A wrong one is counted, and reported as ``Refused``.
 """
 
@@ -44,6 +46,7 @@ from appliance.cluster.commands import (
     Assigned,
     Changed,
     Command,
+    NodesChanged,
     Publish,
     Refused,
     Subscribe,
@@ -51,7 +54,8 @@ from appliance.cluster.commands import (
 )
 from appliance.cluster.interests import HINT_QUIET, Interest
 from appliance.cluster.known import Known
-from appliance.cluster.messages import MessageError, SubnetworkResult, TableQueryResult, parse_answer
+from appliance.cluster.messages import ClusterNode, MessageError, SubnetworkResult, TableQueryResult, parse_answer
+from appliance.cluster.nodes import SETTLE, NodeList
 from appliance.cluster.queries import Queries, Query
 from appliance.cluster.requests import Deployment, Endpoint, Request
 from appliance.cluster.timers import Timer, Timers
@@ -63,6 +67,7 @@ SUBNET_RETRY_LONGEST: Final = 12.0
 REFRESH_SPREAD: Final = 0.2
 """Share of the refresh interval by which it varies, so that questions do not come in step."""
 _SUBNET: Final = Timer("subnet")
+_NODES: Final = Timer("nodes")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Session:
         self._ranges = ranges
         self._chance = chance
         self._known = Known(here)
+        self._list = NodeList()
         self._queries = Queries(times.query_timeout)
         self._interests: dict[str, Interest] = {}
         self._removed: dict[tuple[str, int], Deployment] = {}
@@ -107,6 +113,11 @@ class Session:
         return self._known.answers
 
     @property
+    def nodes(self) -> Mapping[str, ClusterNode]:
+        """The cluster's nodes, by id; none if its manager has no such list."""
+        return self._list.nodes
+
+    @property
     def interests(self) -> Mapping[str, Interest]:
         """What the cluster tells us about, by job."""
         return self._interests
@@ -122,8 +133,19 @@ class Session:
 
     # --- the connection --------------------------------------------------------------------------------------------
 
-    def restore(self, results: Iterable[TableQueryResult], stale_since: float, now: float) -> list[Command]:
+    def restore(
+        self,
+        results: Iterable[TableQueryResult],
+        stale_since: float,
+        now: float,
+        nodes: Mapping[str, ClusterNode] | None = None,
+    ) -> list[Command]:
         """What an earlier process knew. Wrong entries are left out and reported."""
+        for name, node in (nodes or {}).items():
+            try:
+                self._list_node(name, node)
+            except MessageError as error:
+                self._refuse("the nodes that were known last", error)
         for result in results:
             try:
                 check_job(result.job)
@@ -140,8 +162,11 @@ class Session:
         self._connected = True
         ordered = sorted(self._interests.values(), key=self._precedence)
         results = [topics.of_node(self._node, kind) for kind in (topics.SUBNETWORK_RESULT, topics.QUERY_RESULT)]
-        self._commands.append(Subscribe((*results, *(topics.updates(it.job) for it in ordered))))
-        self._say(requests.status(online=True), retain=True)
+        updates = (topics.updates(it.job) for it in ordered)
+        self._commands.append(Subscribe((*results, topics.ALL_NODES, *updates)))
+        self._list.doubt()
+        self._timers.set(_NODES, now + SETTLE)
+        self._say(requests.status(self._known.here), retain=True)
         for interest in ordered:
             self._timers.set(Timer("interest", interest.job), now + self._times.interest)
             self._queries.ask(interest.job)
@@ -164,6 +189,7 @@ class Session:
     def disconnected(self, now: float) -> list[Command]:
         """The connection is lost. All that is known stays."""
         self._connected = False
+        self._timers.cancel(_NODES)
         self._queries.interrupt()
         for interest in self._interests.values():
             interest.age(now)
@@ -177,7 +203,7 @@ class Session:
 
     def stopping(self, now: float) -> list[Command]:
         """The node leaves on purpose: the last thing it says."""
-        self._say(requests.status(online=False), retain=True)
+        self._say(requests.status(None), retain=True)
         return self._drain(now)
 
     # --- what the node wants ---------------------------------------------------------------------------------------
@@ -236,6 +262,7 @@ class Session:
         """The node is reached elsewhere from now on."""
         if here != self._known.here:
             self._change(self._known.move(here))
+            self._say(requests.status(here), retain=True)
             for deployment in self._known.deployments():
                 self._say(requests.address_changed(deployment, here))
         return self._drain(now)
@@ -258,8 +285,16 @@ class Session:
             self._take_subnetwork(parse_answer(SubnetworkResult, payload))
         elif topic == topics.updates(job) and job in self._interests:
             self._take_hint(self._interests[job], now)
+        elif topic.startswith(topics.NODES):
+            self._list_node(topic.removeprefix(topics.NODES), parse_answer(ClusterNode, payload) if payload else None)
         else:
             self.counters["unexpected"] += 1
+
+    def _list_node(self, name: str, node: ClusterNode | None) -> None:
+        """The node itself is on the list too; what others are told about it is no news to it."""
+        if node is not None:
+            self._ranges.check_node(node)
+        self._change_nodes(self._list.put(name, None if name == self._node else node))
 
     def _take_subnetwork(self, result: SubnetworkResult) -> None:
         subnetwork = self._ranges.subnetwork(result)
@@ -358,6 +393,8 @@ class Session:
                 self._time_out(timer.key, now)
             elif timer == _SUBNET:
                 self._request_subnet(now)
+            elif timer == _NODES:
+                self._change_nodes(self._list.settle())
             elif self._connected and timer.key in self._interests:
                 self._review(timer.kind, self._interests[timer.key], now)
         return self._drain(now)
@@ -442,6 +479,10 @@ class Session:
     def _change(self, jobs: set[str]) -> None:
         if jobs:
             self._commands.append(Changed(frozenset(jobs)))
+
+    def _change_nodes(self, nodes: frozenset[str]) -> None:
+        if nodes:
+            self._commands.append(NodesChanged(nodes))
 
     def _refuse(self, what: str, error: MessageError) -> None:
         self.counters["refused"] += 1

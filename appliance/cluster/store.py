@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from appliance.cluster.checks import Subnetwork
-from appliance.cluster.messages import SubnetworkResult, TableQueryResult
+from appliance.cluster.messages import ClusterNode, SubnetworkResult, TableQueryResult
 
 TABLES, SUBNETWORK = "tables.json", "subnetwork.json"
 
@@ -30,6 +30,7 @@ class _Tables(BaseModel):
     node: str
     saved_at: float
     results: list[TableQueryResult]
+    nodes: dict[str, ClusterNode] = {}
 
 
 class _Subnetwork(BaseModel):
@@ -43,11 +44,12 @@ _Model = TypeVar("_Model", _Tables, _Subnetwork)
 
 @dataclass(frozen=True)
 class Kept:
-    """What was found: the answers of the cluster, their age in seconds, and the node's subnets."""
+    """What was found: the answers of the cluster, their age in seconds, the node's subnets, the cluster's nodes."""
 
     results: tuple[TableQueryResult, ...] = ()
     age: float = 0.0
     subnetwork: SubnetworkResult | None = None
+    nodes: Mapping[str, ClusterNode] = field(default_factory=dict)
 
 
 class Store:
@@ -66,11 +68,13 @@ class Store:
             () if tables is None else tuple(tables.results),
             0.0 if tables is None else max(0.0, self._clock() - tables.saved_at),
             None if subnetwork is None else subnetwork.subnetwork,
+            {} if tables is None else tables.nodes,
         )
 
-    def save_tables(self, results: Iterable[TableQueryResult]) -> None:
-        """Keeps the answers of the cluster. Raises OSError."""
-        content = _Tables(node=self._node, saved_at=self._clock(), results=list(results))
+    def save_tables(self, results: Iterable[TableQueryResult], nodes: Mapping[str, ClusterNode] | None = None) -> None:
+        """Keeps the answers of the cluster, and its list of nodes. Raises OSError."""
+        kept = dict(nodes or {})
+        content = _Tables(node=self._node, saved_at=self._clock(), results=list(results), nodes=kept)
         write(self._directory / TABLES, content.model_dump_json(by_alias=True, exclude_none=True).encode())
 
     def save_subnetwork(self, subnetwork: Subnetwork) -> None:

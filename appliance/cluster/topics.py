@@ -20,7 +20,12 @@ DEPLOYED: Final = "service/deployed"
 UNDEPLOYED: Final = "service/undeployed"
 ADDRESS_CHANGED: Final = "service/address-changed"
 STATUS: Final = "status"
-"""Retained: ``{"status": "online"}``, or ``{"status": "offline"}``, which is also the last will."""
+"""Retained: ``{"status": "online"}`` and where the node is reached, or ``offline``, which is also the last will."""
+
+
+NODES: Final = "cluster/nodes/"
+"""Prefix of what a manager of ours retains of each node; existing managers have no such topic."""
+ALL_NODES: Final = f"{NODES}+"
 
 
 def of_node(node: str, kind: str) -> str:

@@ -73,6 +73,7 @@ def _fits(w, run, fd, node_hi, node_lo, port, size):
         and size <= run.size
         and run.total + size <= limits.GSO_BYTES_MAX
         and run.fd == fd
+        and fd != w.state[0].fragmenting  # which sends one by one: the kernel refuses trains whose segments are too big
         and run.node_lo == node_lo
         and run.node_hi == node_hi
         and run.port == port

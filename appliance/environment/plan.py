@@ -432,11 +432,16 @@ def _tun_sysctls(wanted: NodeWanted, ipv6: bool) -> _Values:
     no such leniency (fib_validate_source: no_addr), so the TUN borrows the gateway's; that is then also
     the source of what the kernel has to say to the overlay, instead of the uplink's address.
 
+    What the workers have to say to a container (RFC 792, RFC 4443) comes out of the TUN with the gateway's address as
+    its source, which the kernel takes for a forgery from outside unless `accept_local` is set (fib_validate_source).
+    IPv6 has no such check.
+
     Without a link-local address the kernel sends nothing of its own into the overlay."""
     directory = f"net/ipv6/conf/{wanted.tun}"
     values = (("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0"))
     v6 = tuple((f"{directory}/{key}", value) for key, value in values) if ipv6 else ()
-    return ((f"net/ipv4/conf/{wanted.tun}/rp_filter", "2"), *v6)
+    v4 = f"net/ipv4/conf/{wanted.tun}"
+    return ((f"{v4}/rp_filter", "2"), (f"{v4}/accept_local", "1"), *v6)
 
 
 def _sysctls(wanted: _Values, actual: NodeActual) -> Iterator[Command]:

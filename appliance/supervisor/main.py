@@ -111,6 +111,7 @@ class Supervisor:
     async def _start(self) -> None:
         from appliance.supervisor.api import serve
         from appliance.supervisor.membership import Membership
+        from appliance.supervisor.peers import Peers
         from appliance.supervisor.publication import Publication
         from appliance.supervisor.workers import WorkerPool, cpus_of
         from appliance.tables.catalogue import Catalogue
@@ -127,14 +128,20 @@ class Supervisor:
         self.publisher.set_ranges(self.config.network.services, self.config.network.overlay)
         self.catalogue = Catalogue(self.publisher)
         here = Endpoint(self.address, self.port)
+        self.peers = Peers(self.catalogue, here)
+        self.pool.on_too_big = self.peers.too_big
         self.publication = Publication(self.catalogue, here)
         self.publication.listeners = self.listeners
-        self.membership = Membership(self.config, here, self.environment, self.publication, self.pool)
+        self.membership = Membership(
+            self.config, here, self.environment, self.publication, self.pool, self.peers, self.publisher.set_gateways
+        )
         self._stack.push_async_callback(self.environment.close)
         self._stack.push_async_callback(self.pool.stop)
         self._stack.push_async_callback(self.membership.stop)
         self._apply_tables()
         await self.membership.start()
+        await self.peers.start()
+        self._stack.push_async_callback(self.peers.stop)
         await self.pool.start(
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )

@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from appliance.cluster.checks import Subnetwork, check_job
@@ -33,7 +33,7 @@ from appliance.cluster.feed import Tables
 from appliance.cluster.member import Member
 from appliance.cluster.requests import Endpoint
 from appliance.config import Config
-from appliance.environment.addresses import IPNetwork
+from appliance.environment.addresses import IPNetwork, gateway_of
 from appliance.environment.attachment import Attachment
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.manager import EnvironmentManager
@@ -42,6 +42,7 @@ from appliance.supervisor import identity as identities
 from appliance.supervisor.errors import NotReadyError, RegistrationError
 from appliance.supervisor.identity import Identity
 from appliance.supervisor.misses import Misses
+from appliance.supervisor.peers import Peers
 from appliance.supervisor.publication import Publication
 from appliance.supervisor.workers import WorkerPool
 from appliance.tables.layout import IPAddress
@@ -53,6 +54,10 @@ SCAN_S: Final = 2.0
 """Seconds between two looks at the flows, where ``cluster.interest`` allows it."""
 REGISTER_S: Final = 8.0
 """Seconds that a registration waits for the subnets: a NodeEngine gives up after 10."""
+
+
+SetGateways = Callable[[Iterable[IPAddress]], None]
+"""Takes the node's own addresses inside the overlay."""
 
 
 def scan_pause(interest: int) -> float:
@@ -70,6 +75,8 @@ class Membership:
         environment: EnvironmentManager,
         publication: Publication,
         pool: WorkerPool,
+        peers: Peers,
+        set_gateways: SetGateways,
     ) -> None:
         self.identity: Identity | None = None
         self.member: Member | None = None
@@ -82,6 +89,8 @@ class Membership:
         self._environment = environment
         self._publication = publication
         self._pool = pool
+        self._peers = peers
+        self._set_gateways = set_gateways
         self._is_remembered = False
         self._announced: dict[tuple[str, int], Attachment] = {}
         self._joining = asyncio.Lock()
@@ -158,6 +167,7 @@ class Membership:
             self.provisioned.clear()
         await self._leave()
         self._publication.forget_cluster()
+        self._peers.forget_cluster()
         self.identity = None
 
     async def _leave(self) -> None:
@@ -180,6 +190,7 @@ class Membership:
     async def _provision(self, subnets: tuple[IPNetwork, ...]) -> None:
         """Puts the node's subnets into force. Raises EnvironmentError_."""
         await self._environment.assign(subnets)
+        self._set_gateways(gateway_of(subnet).ip for subnet in subnets)
         await self._environment.converge()
         await self.reconcile()
         self.provisioned.set()
@@ -227,6 +238,7 @@ class Membership:
         if self.member is not None:
             await self.member.address_changed(here.address, here.port)
         self._publication.move(here)
+        self._peers.move(here)
 
     # --- what is needed here ---------------------------------------------------------------------------------------
 
@@ -265,10 +277,12 @@ class Membership:
             "ready": self.provisioned.is_set(),
             **({} if self.member is None else self.member.status()),
             "misses": dict(self.misses.counters),
+            "peers": self._peers.status(),
         }
 
     def _on_tables(self, tables: Tables) -> None:
         self._publication.update(tables)
+        self._peers.update(tables.nodes, tables.changed_nodes)
 
     def _spawn(self, name: str, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 _MEMORY = ("tables", "records", "counters", "control", "misses")
-DESCRIPTORS = (*_MEMORY, "tun", "wire", "handoff", "wake", "missed")  # then the sources
+DESCRIPTORS = (*_MEMORY, "tun", "wire", "handoff", "wake", "missed", "fragmenting")
+"""In this order, and then the sources."""
 _FDS_MAX = 128
 _MESSAGE_MAX = 65_536
 
@@ -164,7 +165,13 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
     )
     epoll = sleep.descriptor(named["tun"], named["wire"], named["handoff"], named["wake"])
     descriptors = state.Descriptors(
-        named["tun"], named["wire"], named["handoff"], epoll, sources, missed=named["missed"]
+        named["tun"],
+        named["wire"],
+        named["handoff"],
+        epoll,
+        sources,
+        missed=named["missed"],
+        fragmenting=named["fragmenting"],
     )
     made = state.make(settings, descriptors, tables, records, counts, control, reports)
     worker.work(made.record)

@@ -254,6 +254,7 @@ class WorkerPool:
         socks = worker.sockets
         fds = [tables, *(worker.fds[name] for name in ("records", "counters", "control", "misses")), worker.queue]
         fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, worker.reports.descriptor]
+        fds.append(socks.fragmenting.fileno())
         fds += [sock.fileno() for sock in socks.sources]
         try:
             socket.send_fds(self._control, [spawn.encode()], fds)

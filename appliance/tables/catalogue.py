@@ -14,7 +14,7 @@ addresses again tries the rest again.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -27,6 +27,9 @@ from appliance import limits
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import Publisher, TableFullError
+
+NODES_AT_ONCE = 64
+"""Nodes that a full table refuses together."""
 
 NOWHERE = IPv6Address(0)
 """In place of an instance IP that there is not: both words zero."""
@@ -103,6 +106,8 @@ class Catalogue:
         self._ordinals: dict[IPAddress, int] = {}
         self._free_ordinals: list[int] = []
         self._generation = 0
+        self.on_host: Callable[[Host | None, Host | None], None] = lambda _before, _after: None
+        """Called with each host's entry before and after a change, once the change is in the table."""
 
     @property
     def hosts(self) -> Mapping[IPAddress, Host]:
@@ -126,18 +131,31 @@ class Catalogue:
         return self.update_nodes({**gone, **wanted})
 
     def update_nodes(self, nodes: Mapping[IPAddress, Node | None]) -> bool:
-        """Give these addresses these nodes, or none; all others stay. Raises ``publish.TableFullError``."""
-        fresh = {at: it for at, it in nodes.items() if it is not None and it != self._nodes.get(at)}
-        gone = [at for at, it in nodes.items() if it is None and at in self._nodes]
+        """Give these addresses these nodes, or none; all others stay. Costs what it is given, not what there is.
+
+        Raises ``publish.TableFullError``: then the portion that did not fit, and those after it, are not in.
+        """
+        fresh = [node for at, node in nodes.items() if node is not None and node != self._nodes.get(at)]
+        gone = [at for at, node in nodes.items() if node is None and at in self._nodes]
         for address in gone:
             self._publisher.remove_node(*layout.words(address))
             del self._nodes[address]
-        if fresh:
-            self._publisher.put_nodes(node_rows(fresh.values()))
-            self._nodes.update(fresh)
+        for start in range(0, len(fresh), NODES_AT_ONCE):
+            self._put_nodes(fresh[start : start + NODES_AT_ONCE])
         if fresh or gone:
             self._publisher.publish()
         return bool(fresh or gone)
+
+    def _put_nodes(self, nodes: list[Node]) -> None:
+        """All or none of those that are new: no row may be in the table that nobody would take out of it again."""
+        try:
+            self._publisher.put_nodes(node_rows(nodes))
+        except TableFullError:
+            for address in (node.address for node in nodes if node.address not in self._nodes):
+                self._publisher.remove_node(*layout.words(address))
+            self._publisher.publish()
+            raise
+        self._nodes.update((node.address, node) for node in nodes)
 
     def replace(self, hosts: Iterable[Host], services: Iterable[Service]) -> Change:
         """Make these the content of the tables. Raises ``publish.TableFullError``."""
@@ -188,8 +206,19 @@ class Catalogue:
     def _put_hosts(self, hosts: Mapping[IPAddress, Host]) -> None:
         if hosts:
             generations = [self._generation_of(host) for host in hosts.values()]
-            with _recording(self._hosts, hosts):
-                self._publisher.put_hosts(host_rows(hosts.values(), generations))
+            before = {address: self._hosts.get(address) for address in hosts}
+            try:
+                with _recording(self._hosts, hosts):
+                    self._publisher.put_hosts(host_rows(hosts.values(), generations))
+            finally:
+                self._tell(before)
+
+    def _tell(self, before: Mapping[IPAddress, Host | None]) -> None:
+        """What has become of these addresses, to whoever follows hosts."""
+        for address, host in before.items():
+            now = self._hosts.get(address)
+            if now is not host:
+                self.on_host(host, now)
 
     def _generation_of(self, host: Host) -> int:
         """A host's generation, which is another one if the address gets another instance."""
@@ -221,7 +250,8 @@ class Catalogue:
 
     def _remove_host(self, address: IPAddress) -> None:
         self._publisher.remove_host(*layout.words(address))
-        del self._hosts[address], self._generations[address]
+        self.on_host(self._hosts.pop(address), None)
+        del self._generations[address]
 
     def _remove_service(self, address: IPAddress) -> None:
         self._publisher.remove_service(*layout.words(address))

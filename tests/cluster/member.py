@@ -29,12 +29,15 @@ class Subject:
 
     def __init__(self, settings: Config, address: str) -> None:
         self.tables: dict[str, list[int]] = {}
+        self.nodes: dict[str, str] = {}
         self.changes: list[frozenset[str]] = []
         self.member = Member(settings, ip_address(address), wire.PORT, self._publish)
 
     def _publish(self, tables: Tables) -> None:
         self.tables = {result.job: [it.number for it in result.instances] for result in tables}
-        self.changes.append(tables.changed)
+        self.nodes = {node: str(it.address) for node, it in tables.nodes.items()}
+        if tables.changed:
+            self.changes.append(tables.changed)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits for something that has no event."""

@@ -231,7 +231,7 @@ def test_a_node_that_is_killed_is_said_to_be_gone(broker: Mosquitto, tmp_path: P
             settings = config(tmp_path / "state", broker.port).model_dump_json(include={"node", "cluster", "paths"})
             process = short_life(settings)
             try:
-                await cluster.until(lambda: cluster.said("status") == [{"status": "online"}])
+                await cluster.until(lambda: [it["status"] for it in cluster.said("status")] == ["online"])
                 assert await status_of(broker.port) == "online"
                 os.kill(process.pid, signal.SIGKILL)
                 killed = time.monotonic()

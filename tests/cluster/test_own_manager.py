@@ -89,6 +89,21 @@ def test_a_node_that_dies_takes_its_instances_along_at_once(whole: tuple[Cluster
     run(test)
 
 
+def test_each_node_knows_the_others(whole: tuple[Cluster, Manager], tmp_path: Path) -> None:
+    running, _ = whole
+
+    async def test() -> None:
+        async with two(tmp_path, running.mqtt) as (one, other):
+            await one.until(lambda: list(one.nodes) == [OTHER_NODE])
+            await other.until(lambda: len(other.nodes) == 1 and OTHER_NODE not in other.nodes)
+            await other.member.address_changed(ip_address("192.0.2.77"), 50103)
+            await one.until(lambda: one.nodes == {OTHER_NODE: "192.0.2.77"})
+            await other.member.stop()
+            await one.until(lambda: one.nodes == {})
+
+    run(test)
+
+
 def test_a_broker_that_dies_costs_nothing_known(whole: tuple[Cluster, Manager], tmp_path: Path) -> None:
     running, _ = whole
 

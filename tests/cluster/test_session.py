@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.cluster.commands import Assigned, Command, Publish, Refused, Subscribe
+from appliance.cluster.commands import Assigned, Command, NodesChanged, Publish, Refused, Subscribe
 from appliance.cluster.interests import HINT_QUIET
-from appliance.cluster.messages import MessageError, entries, parse_results
+from appliance.cluster.messages import ClusterNode, MessageError, entries, parse_results
+from appliance.cluster.nodes import SETTLE
 from appliance.cluster.queries import OPEN_MAX, UNKNOWN_FOR, WAITED_MAX
 from appliance.cluster.requests import Deployment, Endpoint
 from tests.cluster import wire
@@ -37,8 +38,9 @@ NOTICES = f"jobs/{JOB}/updates_available"
 def test_a_connection_begins_with_subscriptions_and_says_that_the_node_is_there() -> None:
     node = Node()
     first, status = node.last
-    assert first == Subscribe((wire.topic("subnetwork/result"), wire.topic("tablequery/result")))
-    assert status == Publish(wire.topic("status"), b'{"status":"online"}', retain=True)
+    assert first == Subscribe((wire.topic("subnetwork/result"), wire.topic("tablequery/result"), "cluster/nodes/+"))
+    here = b'{"status":"online","host_ip":"192.0.2.1","host_port":"50103"}'
+    assert status == Publish(wire.topic("status"), here, retain=True)
 
 
 def test_without_a_connection_nothing_is_published() -> None:
@@ -821,3 +823,82 @@ def test_what_does_not_fit_any_more_is_not_restored() -> None:
     node.do(node.session.restore(results, node.now, node.now))
     assert list(node.session.jobs) == [OTHER]
     assert node.session.counters["refused"] == 1
+
+
+# --- The cluster's nodes ------------------------------------------------------------------------
+
+PEER_NODE = "65f0000000000000000000b2"
+PEER_LISTED = b'{"host_ip":"192.0.2.2","host_port":50103,"subnets":["10.18.0.64/26"],"overlay":2}'
+
+
+def listed(node: Node, payload: bytes, name: str = PEER_NODE) -> list[Command]:
+    """A message of the cluster's list."""
+    return node.do(node.session.received(f"cluster/nodes/{name}", payload, node.now))
+
+
+def test_a_node_of_the_list_is_known_until_it_is_removed() -> None:
+    node = Node()
+    assert listed(node, PEER_LISTED) == [NodesChanged(frozenset({PEER_NODE}))]
+    assert node.session.nodes[PEER_NODE].address == ip_address("192.0.2.2")
+    assert listed(node, PEER_LISTED) == [], "what is known already is no news"
+    assert listed(node, b"") == [NodesChanged(frozenset({PEER_NODE}))]
+    assert not node.session.nodes
+    assert listed(node, b"") == []
+
+
+def test_the_node_itself_is_none_of_its_peers() -> None:
+    node = Node()
+    assert listed(node, PEER_LISTED, wire.NODE) == []
+
+
+@pytest.mark.parametrize(
+    ("payload", "field"),
+    [
+        (b'{"host_ip":"10.18.0.2","host_port":50103}', "host_ip"),
+        (b'{"host_ip":"127.0.0.1","host_port":50103}', "host_ip"),
+        (b'{"host_ip":"","host_port":50103}', "host_ip"),
+        (b'{"host_ip":"192.0.2.2","host_port":0}', "host_port"),
+        (b'{"host_ip":"192.0.2.2","host_port":65536}', "host_port"),
+        (b'{"host_port":50103}', "host_ip"),
+        (b'{"host_ip":"192.0.2.2","host_port":50103,"subnets":["192.0.2.0/24"]}', "subnets.0"),
+        (b"[]", "the whole message"),
+    ],
+)
+def test_a_wrong_message_of_the_list_costs_nothing_but_itself(payload: bytes, field: str) -> None:
+    node = Node()
+    listed(node, PEER_LISTED)
+    (refused,) = listed(node, payload)
+    assert isinstance(refused, Refused)
+    assert refused.reason.startswith(field)
+    assert node.session.counters["refused"] == 1
+    assert list(node.session.nodes) == [PEER_NODE]
+
+
+def test_nodes_that_were_removed_while_there_was_no_connection_are_dropped() -> None:
+    node, other = Node(), "65f0000000000000000000b3"
+    listed(node, PEER_LISTED)
+    listed(node, PEER_LISTED.replace(b"192.0.2.2", b"192.0.2.3"), other)
+    node.disconnect()
+    node.wait(3600)
+    assert len(node.session.nodes) == 2, "nobody says that they are gone"
+    node.connect()
+    listed(node, PEER_LISTED)
+    assert NodesChanged(frozenset({other})) in node.wait(SETTLE)
+    assert list(node.session.nodes) == [PEER_NODE]
+    assert node.wait(3600) == []
+
+
+def test_the_list_outlives_a_restart() -> None:
+    node = Node(connected=False)
+    wrong = ClusterNode(host_ip=ip_address("10.18.0.9"), host_port=1)
+    right = ClusterNode.model_validate_json(PEER_LISTED)
+    first, second = node.do(node.session.restore([], node.now, node.now, {"x": wrong, PEER_NODE: right}))
+    assert isinstance(first, Refused)
+    assert second == NodesChanged(frozenset({PEER_NODE}))
+
+
+def test_a_move_is_said_to_the_list() -> None:
+    node = Node()
+    (status,) = node.do(node.session.move(Endpoint(ip_address("192.0.2.9"), 7), node.now))
+    there = b'{"status":"online","host_ip":"192.0.2.9","host_port":"7"}'
+    assert status == Publish(wire.topic("status"), there, retain=True)

@@ -184,3 +184,13 @@ def test_the_node_itself_says_nothing_into_the_overlay(node: Netns) -> None:
             assert data[8:24] == bytes(16)
     (link,) = node.json("addr", "show", "dev", TUN)
     assert [it["family"] for it in link["addr_info"]] == ["inet"]
+
+
+def test_the_node_speaks_through_the_tun(strict_node: Netns, container: Netns, version: int) -> None:
+    """What a worker has to say to a container bears the gateway's address, which is the node's own."""
+    with tun(strict_node) as fd:
+        (attachment,) = strict_node.run(lambda: attached(container))
+        address, gateway = address_of(attachment, version), gateway_of(attachment, version)
+        with udp(container, address) as client:
+            os.write(fd, build.udp(gateway, address, 5000, client.getsockname()[1], b"unreachable"))
+            assert client.recv(100) == b"unreachable"

@@ -37,7 +37,7 @@ class Node:
         """Fills the inbox until the connection ends."""
         async for it in self.client.messages:
             assert isinstance(it.payload, bytes)
-            self.inbox.put_nowait(Received(str(it.topic), json.loads(it.payload), it.qos, it.retain))
+            self.inbox.put_nowait(Received(str(it.topic), json.loads(it.payload or b"null"), it.qos, it.retain))
 
     async def say(self, kind: str, payload: object, retain: bool = False) -> None:
         """Publishes below the node's own topics; bytes as they are."""

@@ -44,10 +44,11 @@ UNDEPLOYMENT = "UNDEPLOYMENT"
 
 @dataclass(frozen=True)
 class Message:
-    """A JSON payload for a topic, to be delivered at least once."""
+    """A JSON payload for a topic, or one that is encoded already, to be delivered at least once."""
 
     topic: str
-    payload: dict[str, Any]
+    payload: dict[str, Any] | bytes
+    retain: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def decide(state: State, plan: Plan, cluster: str, origin: Origin, request: Requ
         case InterestRemoved():
             return interest_removed(state, origin, request)
         case StatusChanged():
-            return came(state, origin) if request.online else lost(state, origin)
+            return came(state, origin, request) if request.online else lost(state, origin)
 
 
 # --- subnets ------------------------------------------------------------------------------------
@@ -240,12 +241,13 @@ def interest_removed(state: State, origin: Origin, request: InterestRemoved) -> 
 # --- presence -----------------------------------------------------------------------------------
 
 
-def came(state: State, origin: Origin) -> Outcome:
+def came(state: State, origin: Origin, request: StatusChanged) -> Outcome:
     """A node is there. Its instances return as it announces them: it may have lost them with its power."""
     node = state.node(origin.node) or Node()
     if node.status_at > origin.number:
         return Outcome()
-    return Outcome({node_key(origin.node): node.model_copy(update={"online": True, "status_at": origin.number})})
+    said = {"online": True, "status_at": origin.number, "host": request.host, "port": request.port}
+    return Outcome({node_key(origin.node): node.model_copy(update=said)})
 
 
 def lost(state: State, origin: Origin) -> Outcome:

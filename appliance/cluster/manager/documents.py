@@ -39,6 +39,9 @@ class Node(Document):
     subnet_v4: IPv4Network | None = None
     subnet_v6: IPv6Network | None = None
     online: bool | None = None
+    host: IPv4Address | IPv6Address | None = None
+    port: int = 0
+    """Where it is reached, as it says itself. Existing nodes say it of their instances only."""
     status_at: int = 0
     """Number of the last status message that was taken into account."""
     lost_at: int = 0

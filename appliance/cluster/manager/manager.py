@@ -32,6 +32,7 @@ from appliance.cluster.manager.broker import Broker
 from appliance.cluster.manager.decide import Decision, Origin, Outcome, decide, missed
 from appliance.cluster.manager.executor import Executor
 from appliance.cluster.manager.inbox import Inbox
+from appliance.cluster.manager.listing import Listing
 from appliance.cluster.manager.outbox import Outbox
 from appliance.cluster.manager.requests import Request
 from appliance.cluster.manager.settings import Settings, reachable
@@ -56,6 +57,7 @@ class Manager:
         self.executor = Executor(self.store)
         self.inbox = Inbox(client, f"{settings.cluster}-requests", self._handle, settings.replicas)
         self.outbox = Outbox(reachable(host), port)
+        self.listing = Listing(self.store, self.outbox)
 
     async def do(self, decision: Decision) -> Outcome:
         """Carries out a decision and delivers its messages. Raises what it raises, and UnavailableError."""
@@ -119,6 +121,7 @@ async def run(settings: Settings) -> int:
             running: list[asyncio.Task[Any]] = [
                 tasks.create_task(manager.executor.run()),
                 tasks.create_task(manager.outbox.run()),
+                tasks.create_task(manager.listing.run()),
             ]
             if broker is not None:
                 _with_broker(broker, manager, tasks, running)

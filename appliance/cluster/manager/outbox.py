@@ -12,7 +12,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 from uuid import uuid4
 
@@ -42,11 +42,18 @@ class Outbox:
         self._port = port
         self._client: aiomqtt.Client | None = None
         self._connected = asyncio.Event()
+        self._topic = ""
+        self._begun: Callable[[], None] = lambda: None
+        self._heard: Callable[[str, bytes], None] = lambda _topic, _payload: None
 
     @property
     def is_connected(self) -> bool:
         """Whether messages can be sent now."""
         return self._connected.is_set()
+
+    def follow(self, topic: str, begun: Callable[[], None], heard: Callable[[str, bytes], None]) -> None:
+        """Subscribes to a topic on each connection: ``begun`` is called before its first message. Before ``run``."""
+        self._topic, self._begun, self._heard = topic, begun, heard
 
     async def connected(self) -> None:
         """Waits for the connection."""
@@ -58,9 +65,12 @@ class Outbox:
             try:
                 async with self._new() as client:
                     self._client = client
+                    self._begun()
+                    if self._topic:
+                        await client.subscribe(self._topic, qos=1)
                     self._connected.set()
-                    async for _ in client.messages:  # there are none; it ends with the connection
-                        pass
+                    async for message in client.messages:
+                        self._heard(message.topic.value, message.payload if isinstance(message.payload, bytes) else b"")
             except aiomqtt.MqttError as error:
                 log.warning("not connected", extra={"host": self._host, "port": self._port, "error": error})
             finally:
@@ -84,19 +94,20 @@ class Outbox:
         await asyncio.gather(*(self._send(message) for message in messages))
 
     async def _send(self, message: Message) -> None:
-        payload, end = orjson.dumps(message.payload), time.monotonic() + PATIENCE_S
+        payload = message.payload if isinstance(message.payload, bytes) else orjson.dumps(message.payload)
+        end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
-            if await self._try(message.topic, payload, end - time.monotonic()):
+            if await self._try(message, payload, end - time.monotonic()):
                 return
             await asyncio.sleep(RECONNECT_S)
         raise UnavailableError(f"{message.topic}: expected an acknowledgement within {PATIENCE_S:g} s")
 
-    async def _try(self, topic: str, payload: bytes, left: float) -> bool:
+    async def _try(self, message: Message, payload: bytes, left: float) -> bool:
         try:
             async with asyncio.timeout(left):
                 await self._connected.wait()
             assert self._client is not None
-            await self._client.publish(topic, payload, qos=1, timeout=ACK_S)
+            await self._client.publish(message.topic, payload, qos=1, retain=message.retain, timeout=ACK_S)
         except (aiomqtt.MqttError, TimeoutError):
             return False
         return True

@@ -80,6 +80,8 @@ class _Remove(_Payload):
 
 class _Status(_Payload):
     status: Annotated[str, Field(pattern="^(online|offline)$")]
+    host: IPv4Address | IPv6Address | None = Field(None, alias="host_ip")
+    port: int = Field(0, alias="host_port", ge=0, le=65535)
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,11 @@ class InterestRemoved:
 
 @dataclass(frozen=True)
 class StatusChanged:
-    """A node is there, or its last will says that it is gone."""
+    """A node is there, or its last will says that it is gone. ``host``: where it is reached, if it says so."""
 
     online: bool
+    host: IPAddress | None = None
+    port: int = 0
 
 
 Request = SubnetWanted | Deployed | Undeployed | AddressChanged | TableQuery | InterestRemoved | StatusChanged
@@ -187,7 +191,10 @@ def _remove(payload: bytes) -> Request:
 
 
 def _status(payload: bytes) -> Request:
-    return StatusChanged(_Status.model_validate_json(payload).status == "online")
+    it = _Status.model_validate_json(payload)
+    if it.host is not None and not it.port:
+        raise RequestError(f"host_port: expected a port, as there is a host_ip; got {_shown(payload)}")
+    return StatusChanged(it.status == "online", it.host, it.port)
 
 
 _READERS: dict[str, Callable[[bytes], Request | None]] = {

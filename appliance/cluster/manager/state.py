@@ -98,6 +98,10 @@ class State:
         """Jobs and numbers of the instances that a node announced last, also if it is lost."""
         return sorted(self._placed.get(node, ()))
 
+    def with_instances(self) -> list[str]:
+        """Nodes that instances were placed on."""
+        return list(self._placed)
+
     def interested(self, job: str) -> list[str]:
         """Nodes that follow a job."""
         return sorted(self._interests.get(job, ()))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -75,6 +75,10 @@ class Store:
         self._connection = 0
         self._unreadable: DocumentError | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self.changed: Callable[[str, Document | None, Document | None], None] = lambda _key, _before, _after: None
+        """Told of each document of the feed: what the mirror had before, and has now."""
+        self.reloaded: Callable[[], None] = lambda: None
+        """Told that ``state`` is another object."""
         self.state = State()
 
     async def open(self) -> None:
@@ -123,6 +127,7 @@ class Store:
         except (NatsError, TimeoutError) as error:
             raise UnavailableError(f"mirror of {self._stream}: {error!r}") from error
         self.state = state
+        self.reloaded()
 
     async def _subscribe(self, state: State) -> Any:
         async def take(message: Msg) -> None:
@@ -165,7 +170,9 @@ class Store:
         key = message.subject.removeprefix(self._prefix)
         gone = bool(message.headers and (OPERATION in message.headers or MARKER in message.headers))
         try:
+            before = state.document(key)
             state.apply(key, None if gone else decode(key, message.data), revision)
+            self.changed(key, before, state.document(key))
         except DocumentError as error:
             self._unreadable = error
         self._seen = revision

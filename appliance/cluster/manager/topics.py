@@ -18,6 +18,11 @@ REQUEST_TOPICS = (
 """What nodes publish for us. Answers share the prefix ``nodes/``, so a wildcard for all would catch those too."""
 
 
+LISTED = "cluster/nodes/"
+ALL_NODES = f"{LISTED}+"
+"""The list of nodes. Only managers publish there."""
+
+
 def to_subject(topic: str) -> str:
     """The NATS subject of an MQTT topic without wildcards."""
     return ".".join(level.replace(".", "//") or "/" for level in topic.split("/"))
@@ -41,6 +46,11 @@ def subnet_result(node: str) -> str:
 def query_result(node: str) -> str:
     """Where a node hears the answers to its table queries."""
     return f"nodes/{node}/net/tablequery/result"
+
+
+def listed(node: str) -> str:
+    """Where the list says where a node is reached."""
+    return f"{LISTED}{node}"
 
 
 def updates(job: str) -> str:
