@@ -232,6 +232,7 @@ def _other(buffer, length, p):
         if length < _SCTP_HEADER:
             return _MALFORMED
         _ports(buffer, p)
+        p.header += _SCTP_HEADER
     elif p.protocol == UDP_LITE or p.protocol == DCCP:
         if length < _COVERED + 2:
             return _MALFORMED

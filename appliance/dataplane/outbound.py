@@ -32,7 +32,7 @@ from appliance.dataplane import (
     run,
     segment,
 )
-from appliance.dataplane.classify import ERROR, FRAGMENT, TCP, UDP, classify
+from appliance.dataplane.classify import ERROR, FRAGMENT, TCP, UDP, WHOLE, classify
 from appliance.dataplane.decide import host_of, is_local, outbound_flow, peer_of
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, be16, le16, put_be16
@@ -360,7 +360,8 @@ def _is_checksum_sound(buffer, at, p):
     elif p.protocol == UDP:
         own = udp.CHECKSUM
     is_own = start == transport and field == transport + own
-    return field + 2 <= p.length and (is_own or (start >= transport and field >= p.header))
+    is_beside = p.kind == WHOLE and start >= transport and field >= p.header
+    return field + 2 <= p.length and (is_own or is_beside)
 
 
 @njit
