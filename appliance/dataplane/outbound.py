@@ -317,7 +317,7 @@ def _send_error(w, at, p):
         else:
             counters(w)[FROM_TUN + _NO_FLOW] += 1
             return
-        if target_lo == p.destination_lo and target_hi == p.destination_hi and own >= 0 and learned < 0:
+        if host >= 0 and target_lo == p.destination_lo and target_hi == p.destination_hi:
             source_hi, source_lo = p.source_hi, p.source_lo  # a namespace address was dialled: nothing is rewritten
         error.readdress(buffer, p, source_hi, source_lo, target_hi, target_lo)
     if local:
