@@ -140,8 +140,8 @@ def packet(w, buffer, at, length, passed_on, piece):
             return
         length = fragment.assemble(w, number, w.assembled, 0)
         reason = classify(w.assembled, 0, length, p, False)
-        if reason == _OK and p.kind == FRAGMENT:
-            reason = _MALFORMED
+        if reason == _OK and p.kind != WHOLE:
+            reason = _MALFORMED  # fragments within fragments, or an ICMP error, which no path is too narrow for
         if reason != _OK:
             _drop(w, w.assembled, p, reason)
             return

@@ -142,8 +142,8 @@ def _collect(w, at, p, length):
         buffer[at + i] = 0
     size = fragment.assemble(w, number, buffer, at + vnet.LENGTH)
     reason = classify(buffer, at + vnet.LENGTH, size, p, False)
-    if reason == _OK and p.kind == FRAGMENT:
-        reason = _MALFORMED
+    if reason == _OK and p.kind != WHOLE:
+        reason = _MALFORMED  # fragments within fragments, or an ICMP error, which no path is too narrow for
     if reason != _OK:
         counters(w)[FROM_TUN + reason] += 1
         p.kind = FRAGMENT
