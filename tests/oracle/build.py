@@ -224,8 +224,7 @@ def fragments(packet: bytes, *sizes: int, ident: int = 7, at: int = 0) -> list[b
     start = at or (4 * (packet[0] & 15) if packet[0] >> 4 == 4 else 40)
     ends = [start + sum(sizes[:n]) for n in range(len(sizes) + 1)] + [len(packet)]
     return [
-        fragment(packet, start, begin, end, ident, more=end < len(packet))
-        for begin, end in itertools.pairwise(ends)
+        fragment(packet, start, begin, end, ident, more=end < len(packet)) for begin, end in itertools.pairwise(ends)
     ]
 
 

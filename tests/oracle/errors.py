@@ -53,5 +53,3 @@ def _update(data: bytearray, at: int, old: bytes, new: bytes, is_udp: bool) -> N
         return
     field = updated(now, old, new)
     struct.pack_into("!H", data, at, 0xFFFF if is_udp and field == 0 else field)
-
-

@@ -272,9 +272,7 @@ class Oracle:
             else:
                 outcome.wire += [(*named(flow.node), part) for part in in_pieces(piece, came)]
 
-    def _refused(
-        self, vnet: Vnet, packet: Packet, came: Pieces | None, drop: DropError, outcome: Outcome
-    ) -> None:
+    def _refused(self, vnet: Vnet, packet: Packet, came: Pieces | None, drop: DropError, outcome: Outcome) -> None:
         """No flow takes the packet."""
         if drop.reason == model.UNKNOWN_SERVICE:
             held = Held(

@@ -91,7 +91,9 @@ def test_an_echo_has_its_id_for_a_port() -> None:
     assert read(echo(A, B, 0)).ports != read(echo(A, B, 0, reply=True)).ports
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"", model.MALFORMED), (ip(A, B, 58, bytes(8)), model.UNSUPPORTED_PROTOCOL)])
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", model.MALFORMED), (ip(A, B, 58, bytes(8)), model.UNSUPPORTED_PROTOCOL)]
+)
 def test_what_may_not_pass_has_a_reason(data: bytes, reason: str) -> None:
     """The exception carries the reason."""
     with pytest.raises(DropError) as caught:

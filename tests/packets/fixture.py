@@ -16,7 +16,7 @@ from tests.packets.world import NODE_B, WORLD
 
 SENT = "sent"
 DELIVERED = "delivered"
-HELD = "held"  # until its address is known
+HELD = "held"  # until its address is known, or its datagram whole
 
 Datagram = tuple[str, int, bytes]
 
