@@ -232,6 +232,7 @@ def _other(buffer, length, p):
         if length < _SCTP_HEADER:
             return _MALFORMED
         _ports(buffer, p)
+        p.header += _SCTP_HEADER
     elif p.protocol == UDP_LITE or p.protocol == DCCP:
         if length < _COVERED + 2:
             return _MALFORMED
@@ -293,9 +294,10 @@ def _error(buffer, length, p):
         if room < ipv6.HEADER or buffer[at] >> 4 != 6:
             return _MALFORMED
         header = np.int64(ipv6.HEADER)
-        p.inner_source_hi, p.inner_source_lo = le64(buffer, at + ipv6.SOURCE), le64(buffer, at + ipv6.SOURCE + 8)
-        p.inner_destination_hi = le64(buffer, at + ipv6.DESTINATION)
+        p.inner_source_lo = le64(buffer, at + ipv6.SOURCE + 8)
         p.inner_destination_lo = le64(buffer, at + ipv6.DESTINATION + 8)
+        p.inner_source_hi = _not_mapped(le64(buffer, at + ipv6.SOURCE), p.inner_source_lo)
+        p.inner_destination_hi = _not_mapped(le64(buffer, at + ipv6.DESTINATION), p.inner_destination_lo)
         p.inner_protocol = buffer[at + ipv6.NEXT_HEADER]
     p.inner_l4 = at + header
     if room < header + 8:

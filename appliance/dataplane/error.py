@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 
 from appliance.dataplane import flow
-from appliance.dataplane.classify import TCP, UDP
+from appliance.dataplane.classify import DCCP, TCP, UDP, UDP_LITE
 from appliance.dataplane.decide import is_local, peer_of
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import le16, put_le16
@@ -139,9 +139,14 @@ def quote(w, buffer, p, source_hi, source_lo, destination_hi, destination_lo):
     if p.version == 4:
         adjust(buffer, p.inner + ipv4.CHECKSUM, change)
     field = _quoted_field(p)
-    if field == 0 or field + 2 > p.at + p.length or (p.inner_protocol == UDP and le16(buffer, field) == 0):
+    if field == 0 or field + 2 > p.at + p.length:
+        return
+    distinct = p.inner_protocol == UDP or p.inner_protocol == UDP_LITE
+    if distinct and le16(buffer, field) == 0:
         return
     adjust(buffer, field, change)
+    if distinct and le16(buffer, field) == 0:
+        put_le16(buffer, field, 0xFFFF)
 
 
 @njit
@@ -149,8 +154,8 @@ def _quoted_field(p):
     """Where the quoted packet has a checksum that covers its addresses; 0: nowhere."""
     if p.inner_protocol == TCP:
         return p.inner_l4 + tcp.CHECKSUM
-    if p.inner_protocol == UDP:
-        return p.inner_l4 + udp.CHECKSUM
+    if p.inner_protocol == UDP or p.inner_protocol == UDP_LITE or p.inner_protocol == DCCP:
+        return p.inner_l4 + udp.CHECKSUM  # at the same place in all three
     return p.inner_l4 + icmp.CHECKSUM if p.inner_protocol == _ICMP6 else np.int64(0)
 
 

@@ -41,8 +41,11 @@ def collect(w, buffer, p, drops):
     number = _find(w, p, drops)
     if number < 0:
         number = _begin(w, p, drops)
-    if number < 0 or w.collections[number].state == SPOILED or not _add(w, number, buffer, p):
+    if number < 0 or w.collections[number].state == SPOILED:
         counters(w)[drops + _FRAGMENT] += 1
+        return _NONE
+    if not _add(w, number, buffer, p):
+        counters(w)[drops + _FRAGMENT] += 1 + np.int64(w.collections[number].count)
         return _NONE
     c = w.collections[number]
     if c.end > 0 and c.received == c.end and c.part > 0:

@@ -35,7 +35,7 @@ from appliance.dataplane.steering import steer
 from appliance.observe.counters import COUNTS, FROM_TUN, FROM_WIRE, Count, Drop
 from appliance.tables import layout
 from appliance.tables.layout import HOST_LOCAL
-from appliance.tables.read import hosts, in_service_range
+from appliance.tables.read import find_service, hosts, in_service_range
 
 _OK, _NOT_LOCAL, _NO_FLOW = Drop.NONE.value, Drop.NOT_LOCAL.value, Drop.ICMP_NO_FLOW.value
 _MALFORMED, _NESTED, _UNKNOWN_PEER = Drop.MALFORMED.value, Drop.NESTED_OVERLAY.value, Drop.UNKNOWN_PEER.value
@@ -140,8 +140,8 @@ def packet(w, buffer, at, length, passed_on, piece):
             return
         length = fragment.assemble(w, number, w.assembled, 0)
         reason = classify(w.assembled, 0, length, p, False)
-        if reason == _OK and p.kind == FRAGMENT:
-            reason = _MALFORMED
+        if reason == _OK and p.kind != WHOLE:
+            reason = _MALFORMED  # fragments within fragments, or an ICMP error, which no path is too narrow for
         if reason != _OK:
             _drop(w, w.assembled, p, reason)
             return
@@ -205,11 +205,17 @@ def _enter(w, buffer, p, passed_on):
 def _drop(w, buffer, p, reason):
     """Count a packet that may not pass. One of a node that nobody told us of is kept, if its sender can be asked
     for."""
-    if reason == _UNKNOWN_PEER and p.kind == WHOLE and in_service_range(w, p.source_hi, p.source_lo):
+    if reason == _UNKNOWN_PEER and p.kind == WHOLE and _can_ask(w, p.source_hi, p.source_lo):
         handed.describe(w, misses.FROM_NODE)
         if misses.hold(w, p.source_hi, p.source_lo, w.meta, buffer, p.at, p.length):
             return
     counters(w)[FROM_WIRE + reason] += 1
+
+
+@njit
+def _can_ask(w, hi, lo):
+    """Whether the cluster may know more about a sender than the tables do: a ServiceIP of theirs sends nothing."""
+    return in_service_range(w, hi, lo) and find_service(w, hi, lo) < 0
 
 
 @njit

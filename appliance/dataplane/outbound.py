@@ -32,7 +32,7 @@ from appliance.dataplane import (
     run,
     segment,
 )
-from appliance.dataplane.classify import ERROR, FRAGMENT, TCP, UDP, classify
+from appliance.dataplane.classify import ERROR, FRAGMENT, TCP, UDP, WHOLE, classify
 from appliance.dataplane.decide import host_of, is_local, outbound_flow, peer_of
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, be16, le16, put_be16
@@ -142,8 +142,8 @@ def _collect(w, at, p, length):
         buffer[at + i] = 0
     size = fragment.assemble(w, number, buffer, at + vnet.LENGTH)
     reason = classify(buffer, at + vnet.LENGTH, size, p, False)
-    if reason == _OK and p.kind == FRAGMENT:
-        reason = _MALFORMED
+    if reason == _OK and p.kind != WHOLE:
+        reason = _MALFORMED  # fragments within fragments, or an ICMP error, which no path is too narrow for
     if reason != _OK:
         counters(w)[FROM_TUN + reason] += 1
         p.kind = FRAGMENT
@@ -317,7 +317,7 @@ def _send_error(w, at, p):
         else:
             counters(w)[FROM_TUN + _NO_FLOW] += 1
             return
-        if target_lo == p.destination_lo and target_hi == p.destination_hi and own >= 0 and learned < 0:
+        if host >= 0 and target_lo == p.destination_lo and target_hi == p.destination_hi:
             source_hi, source_lo = p.source_hi, p.source_lo  # a namespace address was dialled: nothing is rewritten
         error.readdress(buffer, p, source_hi, source_lo, target_hi, target_lo)
     if local:
@@ -360,7 +360,8 @@ def _is_checksum_sound(buffer, at, p):
     elif p.protocol == UDP:
         own = udp.CHECKSUM
     is_own = start == transport and field == transport + own
-    return field + 2 <= p.length and (is_own or (start >= transport and field >= p.header))
+    is_beside = p.kind == WHOLE and start >= transport and field >= p.header
+    return field + 2 <= p.length and (is_own or is_beside)
 
 
 @njit

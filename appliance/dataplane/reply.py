@@ -2,7 +2,8 @@
 
 A packet that cannot go on is never met with silence: TCP gets a reset from the address that it dialled, everything else
 an ICMP error from this node's own address in the overlay (``layout.H_GATEWAY4``), as a router would send it. Nothing is
-said about ICMP errors, echo replies, resets, or fragments other than the first (RFC 1122 3.2.2, RFC 4443 2.4(e)).
+said about ICMP errors, resets, packets to a group, or fragments other than the first (RFC 1122 3.2.2, RFC 4443 2.4(e));
+about an echo reply only that it is too big.
 
 What a source can make us say is limited: a token bucket for each of ``limits.REPLY_SOURCES`` hashes of the source.
 """
@@ -38,7 +39,8 @@ _IP = vnet.LENGTH  # where the packet begins in ``reply``
 @njit
 def unreachable(w, buffer, p, segments_payload):
     """Say that a packet's destination has nobody. ``segments_payload``: bytes of transport payload, of all segments."""
-    if not _may_answer(w, p):
+    is_echo_reply = (p.protocol == ICMP or p.protocol == ICMP6) and p.source_port == ECHO_PORT
+    if is_echo_reply or not _may_answer(w, p):
         return
     if p.protocol == TCP:
         _reset(w, buffer, p, segments_payload)
@@ -61,9 +63,7 @@ def too_big(w, buffer, p, mtu):
 
 @njit
 def _may_answer(w, p):
-    if p.kind == ERROR or (p.protocol == TCP and p.tcp_flags & tcp.RST):
-        return False
-    if (p.protocol == ICMP or p.protocol == ICMP6) and p.source_port == ECHO_PORT:
+    if p.kind == ERROR or (p.protocol == TCP and p.tcp_flags & tcp.RST) or _is_group(p):
         return False
     if _has_token(w, p.source_hi, p.source_lo):
         counters(w)[_REPLIES] += 1
@@ -73,12 +73,21 @@ def _may_answer(w, p):
 
 
 @njit
+def _is_group(p):
+    """Whether a packet was sent to more than one, or to nobody: multicast, class E and broadcast, and mapped addresses
+    (``classify`` gives them a high word of ones)."""
+    if p.version == 4:
+        return (p.destination_lo >> 32) & 0xFF >= 224
+    return p.destination_hi & 0xFF == 0xFF
+
+
+@njit
 def _has_token(w, hi, lo):
     """Take a token of a source's bucket. A bucket is one word: when it will be full again (GCRA, ITU-T I.371)."""
     number = mix(hi, lo, w.flow_seed) & (limits.REPLY_SOURCES - 1)
     now = w.state[0].now
     full_at = max(np.int64(w.buckets[number]), now)
-    if full_at - now >= limits.REPLY_BURST * limits.REPLY_INTERVAL:
+    if full_at - now > (limits.REPLY_BURST - 1) * limits.REPLY_INTERVAL:
         return False
     w.buckets[number] = full_at + limits.REPLY_INTERVAL
     return True

@@ -15,6 +15,7 @@ from numba import njit
 from appliance import limits
 from appliance.dataplane import learn
 from appliance.dataplane.decide import host_of
+from appliance.dataplane.flow import LOCAL
 from appliance.dataplane.reply import gateway
 from appliance.observe.counters import Drop
 from appliance.tables.layout import HOST_LOCAL
@@ -27,8 +28,10 @@ _OK, _UNKNOWN_PEER, _SPOOF = Drop.NONE.value, Drop.UNKNOWN_PEER.value, Drop.PEER
 
 @njit
 def is_from(w, f):
-    """Whether the datagram at hand came from the node of a flow's target."""
+    """Whether the datagram at hand came from the node of a flow's target, as the tables have it now."""
     state = w.state[0]
+    if f.epoch != state.epoch or f.flags & LOCAL:
+        return False
     return f.node_lo == state.outer_lo and f.node_hi == state.outer_hi
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from appliance.dataplane import flow, libc, memory, misses, source, state, worker
 from appliance.observe import counters
 from appliance.observe.counters import Drop
+from appliance.supervisor import reports
 from appliance.tables import catalogue, layout, publish, read
 from tests.oracle.model import Outcome, World
 
@@ -204,6 +205,14 @@ class CompiledPath:
             if a != world.node
         )
         self.catalogue.replace(hosts, services)
+
+    def refuse(self, address: str) -> None:
+        """Say, as the supervisor does, that nobody has an address."""
+        reports.refuse(self._control, ipaddress.ip_address(address))
+
+    def later(self, seconds: float) -> None:
+        """Let so much time pass."""
+        self.calls.now += round(seconds * _SECOND)
 
     def from_tun(self, vnet: bytes, packet: bytes) -> Outcome:
         """What the worker does with one read from the TUN."""

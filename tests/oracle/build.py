@@ -1,6 +1,7 @@
 """Packets for tests, spelled field by field.
 
-IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768), ICMP echo (RFC 792, RFC 4443).
+IPv4 (RFC 791), IPv6 (RFC 8200), TCP (RFC 9293), UDP (RFC 768), SCTP (RFC 9260), UDP-Lite (RFC 3828), ICMP echo and
+errors (RFC 792, RFC 4443), and the fragments of any of them.
 Every field has a usual value and can be given a wrong one: lengths, checksums, versions. A checksum is
 "valid", "partial" (the pseudo-header's sum, not inverted: what CHECKSUM_PARTIAL leaves to a device), or a
 number; `error` is added to a valid one in ones' complement, so that a test can say how wrong it has to stay.
@@ -8,6 +9,7 @@ number; `error` is added to a valid one in ones' complement, so that a test can 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from ipaddress import IPv4Address, ip_address
 from typing import Literal, TypedDict, Unpack, cast
@@ -16,8 +18,8 @@ from tests.oracle.checksum import checksum as checksum_of
 from tests.oracle.checksum import fold, pseudo_sum
 from tests.oracle.model import Address
 
-ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
-FRAGMENT_HEADER = 44
+ICMP, TCP, UDP, DCCP, ICMPV6, SCTP, UDP_LITE = 1, 6, 17, 33, 58, 132, 136
+HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS = 0, 43, 44, 60
 
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 
@@ -66,15 +68,20 @@ class UdpFields(Network, total=False):
     error: int
 
 
-class EchoFields(Network, total=False):
+class ErrorFields(Network, total=False):
+    """An ICMP error's own fields."""
+
+    checksum: Fill
+    error: int
+
+
+class EchoFields(ErrorFields, total=False):
     """An ICMP echo message's fields; `kind` overrides the type that `reply` stands for."""
 
     reply: bool
     sequence: int
     kind: int
     code: int
-    checksum: Fill
-    error: int
 
 
 def ip(source: str, destination: str, protocol: int, body: bytes, **network: Unpack[Network]) -> bytes:
@@ -173,6 +180,77 @@ def echo(source: str, destination: str, ident: int, payload: bytes = b"ping", **
     return ip(source, destination, protocol, body, **_network(fields))
 
 
-def _network(fields: TcpFields | UdpFields | EchoFields) -> Network:
+def error(
+    source: str, destination: str, kind: int, code: int, quote: bytes, rest: int = 0, **fields: Unpack[ErrorFields]
+) -> bytes:
+    """An ICMP error (RFC 792, RFC 4443 section 3); `rest`: the four bytes before what it quotes."""
+    v4 = isinstance(ip_address(source), IPv4Address)
+    protocol = ICMP if v4 else ICMPV6
+    body = struct.pack("!BBHI", kind, code, 0, rest) + quote
+    pseudo = 0 if v4 else _pseudo(source, destination, protocol, len(body))
+    body = _filled(body, 2, fields.get("checksum", "valid"), fields.get("error", 0), pseudo)
+    return ip(source, destination, protocol, body, **_network(fields))
+
+
+def light(source: str, destination: str, payload: bytes = b"", **fields: Unpack[UdpFields]) -> bytes:
+    """A UDP-Lite datagram that its checksum covers whole (RFC 3828), ports 5 to 6."""
+    body = struct.pack("!HHHH", 5, 6, 0, 0) + payload
+    pseudo = _pseudo(source, destination, UDP_LITE, len(body))
+    body = _filled(body, 6, fields.get("checksum", "valid"), fields.get("error", 0), pseudo)
+    return ip(source, destination, UDP_LITE, body, **_network(fields))
+
+
+def sctp(source: str, destination: str, sport: int, dport: int, **network: Unpack[Network]) -> bytes:
+    """An SCTP packet without chunks; its checksum (CRC32c, here any) does not cover the addresses."""
+    return ip(source, destination, SCTP, struct.pack("!HHII", sport, dport, 7, 0xC5C5C5C5), **network)
+
+
+def extended(packet: bytes, *headers: tuple[int, bytes]) -> bytes:
+    """An IPv6 packet with extension headers (number, content from the third byte on) behind its header."""
+    following, chain = packet[6], b""
+    for number, content in reversed(headers):
+        padded = content + bytes(-(len(content) + 2) % 8)
+        chain = bytes([following, (len(padded) + 2) // 8 - 1]) + padded + chain
+        following = number
+    length = len(packet) - 40 + len(chain)
+    return packet[:4] + struct.pack("!HB", length, following) + packet[7:40] + chain + packet[40:]
+
+
+def fragments(packet: bytes, *sizes: int, ident: int = 7, at: int = 0) -> list[bytes]:
+    """A packet in pieces with so many bytes of data each, and one with the rest.
+
+    `at`: where its fragmentable part begins, if not behind the IPv4 header or the fixed IPv6 header.
+    """
+    start = at or (4 * (packet[0] & 15) if packet[0] >> 4 == 4 else 40)
+    ends = [start + sum(sizes[:n]) for n in range(len(sizes) + 1)] + [len(packet)]
+    return [
+        fragment(packet, start, begin, end, ident, more=end < len(packet)) for begin, end in itertools.pairwise(ends)
+    ]
+
+
+def fragment(packet: bytes, start: int, begin: int, end: int, ident: int, more: bool) -> bytes:
+    """The piece of a packet that carries its bytes from begin to end; the first `start` bytes are repeated."""
+    family = _fragment4 if packet[0] >> 4 == 4 else _fragment6
+    return family(packet[:start], packet[begin:end], begin - start, ident, more)
+
+
+def _fragment4(head: bytes, data: bytes, offset: int, ident: int, more: bool) -> bytes:
+    place = (head[6] & 0xC0) << 8 | more << 13 | offset // 8
+    fields = struct.pack("!HHH", len(head) + len(data), ident, place)
+    header = head[:2] + fields + head[8:10] + b"\0\0" + head[12:]
+    return header[:10] + struct.pack("!H", checksum_of(header)) + header[12:] + data
+
+
+def _fragment6(head: bytes, data: bytes, offset: int, ident: int, more: bool) -> bytes:
+    named_at, at = 6, 40
+    while at < len(head):
+        size = 8 if head[named_at] == FRAGMENT_HEADER else 8 * (head[at + 1] + 1)
+        named_at, at = at, at + size
+    header = struct.pack("!BBHI", head[named_at], 0, offset | more, ident)
+    head = head[:named_at] + bytes([FRAGMENT_HEADER]) + head[named_at + 1 :]
+    return head[:4] + struct.pack("!H", len(head) - 40 + 8 + len(data)) + head[6:] + header + data
+
+
+def _network(fields: TcpFields | UdpFields | ErrorFields) -> Network:
     """The IP header's part of the fields."""
     return cast(Network, {name: value for name, value in fields.items() if name in Network.__annotations__})

@@ -11,11 +11,11 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.oracle.build import ACK, PSH, UDP
+from tests.oracle.build import ACK, PSH, UDP, UDP_LITE
 from tests.oracle.checksum import updated
 from tests.oracle.model import Address, Outcome
 from tests.oracle.oracle import GSO_CARRIES
-from tests.oracle.packet import CHECKSUM_OFFSET, DropError, Packet, read
+from tests.oracle.packet import CHECKSUM_OFFSET, ERROR, FRAGMENT, DropError, Packet, read
 from tests.oracle.segment import cut, finish
 from tests.oracle.virtio import DATA_VALID, GSO_NONE, GSO_UDP_L4, Vnet
 
@@ -68,7 +68,8 @@ def check_super(vnet: Vnet, packet: Packet) -> None:
     assert vnet.gso_size > 0, vnet
     assert vnet.needs_csum, vnet
     assert (vnet.csum_start, vnet.csum_offset) == (packet.l4, CHECKSUM_OFFSET[packet.protocol]), vnet
-    assert (packet.u16(packet.checksum_at) - packet.pseudo_sum) % 0xFFFF == 0, "not the pseudo-header's sum"
+    field = packet.u16(packet.l4 + CHECKSUM_OFFSET[packet.protocol])
+    assert (field - packet.pseudo_sum) % 0xFFFF == 0, "not the pseudo-header's sum"
     assert packet.header_valid, "IPv4 header checksum of a super-packet"
     assert packet.protocol != UDP or packet.u16(packet.l4 + 4) == len(packet.data) - packet.l4, "UDP length"
 
@@ -112,7 +113,7 @@ def _flow(data: bytes) -> Flow | None:
 
 def _without_id(packet: Packet) -> bytes:
     """The packet with id 0 where DF is set, the header checksum as right or wrong as it was."""
-    if not packet.dont_fragment:
+    if not packet.dont_fragment or packet.kind == FRAGMENT:
         return packet.data
     data = bytearray(packet.data)
     struct.pack_into("!H", data, 10, updated(packet.u16(10), packet.data[4:6], b"\0\0"))
@@ -126,9 +127,21 @@ def _one_zero(data: bytes) -> bytes:
         packet = read(data)
     except DropError:
         return data
-    fields = ([10] if packet.version == 4 else []) + ([packet.checksum_at] if packet.protocol != UDP else [])
     result = bytearray(data)
-    for at in fields:
+    for at in _indistinct(packet):
         if packet.u16(at) == 0xFFFF:
             result[at : at + 2] = b"\0\0"
     return bytes(result)
+
+
+def _indistinct(packet: Packet) -> list[int]:
+    """Where a packet has checksums to which the two zeros are one number."""
+    fields = [10] if packet.version == 4 else []
+    if packet.checksum_at is not None and packet.protocol not in (UDP, UDP_LITE):
+        fields.append(packet.checksum_at)
+    if packet.kind == ERROR:
+        start, quoted = packet.l4 + 8, packet.quoted
+        fields += [start + 10] if packet.version == 4 else []
+        if quoted.protocol in CHECKSUM_OFFSET and quoted.protocol not in (UDP, UDP_LITE):
+            fields.append(start + quoted.l4 + CHECKSUM_OFFSET[quoted.protocol])
+    return [at for at in fields if at + 2 <= len(packet.data)]

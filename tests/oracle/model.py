@@ -22,6 +22,14 @@ UNKNOWN_SERVICE = "unknown-service"
 NO_INSTANCE = "no-instance"
 REVERSE_IN_USE = "reverse-in-use"
 NOT_LOCAL = "not-local"
+FRAGMENT_TIMEOUT = "fragment-timeout"
+UNKNOWN_PEER = "unknown-peer"
+PEER_SPOOF = "peer-spoof"
+NESTED_OVERLAY = "nested-overlay"
+ICMP_NO_FLOW = "icmp-no-flow"
+TOO_BIG = "too-big"
+
+KNOWN, ANY, OFF = "known", "any", "off"  # World.learn_hosts
 
 
 @dataclass(frozen=True)

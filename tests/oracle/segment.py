@@ -6,10 +6,11 @@ What the kernel's inet_gso_segment, tcp_gso_segment and __udp_gso_segment do, in
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 from tests.oracle.build import CWR, FIN, PSH, TCP, UDP
-from tests.oracle.checksum import checksum
-from tests.oracle.packet import Packet
+from tests.oracle.checksum import checksum, updated
+from tests.oracle.packet import CHECKSUM_OFFSET, Packet
 
 
 def cut(packet: Packet, size: int) -> list[bytes]:
@@ -43,7 +44,7 @@ def _set_lengths(data: bytearray, packet: Packet, index: int) -> None:
 
 
 def _with_valid_checksums(data: bytearray, packet: Packet) -> bytes:
-    at = packet.checksum_at
+    at = packet.l4 + CHECKSUM_OFFSET[packet.protocol]
     data[at : at + 2] = b"\0\0"
     pseudo = Packet(bytes(data), packet.l4, packet.protocol).pseudo_sum
     field = checksum(bytes(data[packet.l4 :]), pseudo)
@@ -63,3 +64,31 @@ def finish(data: bytes, start: int, offset: int) -> bytes:
     field = checksum(data[start:]) or 0xFFFF
     at = start + offset
     return data[:at] + struct.pack("!H", field) + data[at + 2 :]
+
+
+def clamped(packet: Packet, most: int, partial: bool) -> Packet:
+    """A TCP opening whose maximum segment size (RFC 9293 section 3.2) is at most this; `partial`: no checksum yet."""
+    at = _segment_size_at(packet)
+    if at is None or packet.u16(at) <= most:
+        return packet
+    data = bytearray(packet.data)
+    struct.pack_into("!H", data, at, most)
+    start = at - (at - packet.l4) % 2  # the 16-bit words that the option lies in
+    old, new = packet.data[start : start + 4], bytes(data[start : start + 4])
+    if not partial:
+        field = packet.l4 + CHECKSUM_OFFSET[TCP]
+        struct.pack_into("!H", data, field, updated(packet.u16(field), old, new))
+    return replace(packet, data=bytes(data))
+
+
+def _segment_size_at(packet: Packet) -> int | None:
+    """Where the maximum segment size is; None if no option gives one, or the options are no good before it."""
+    at = packet.l4 + 20
+    while at + 1 < packet.payload_at and packet.u8(at) != 0:
+        kind, length = packet.u8(at), 1 if packet.u8(at) == 1 else packet.u8(at + 1)
+        if kind != 1 and (length < 2 or at + length > packet.payload_at):
+            return None
+        if kind == 2 and length == 4:
+            return at + 2
+        at += length
+    return None

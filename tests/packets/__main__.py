@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from tests.packets.fixture import Fixture, Step, Tun
+from tests.packets.fixture import Fixture, Learn, Step, Tun, Wire
 from tests.packets.fixtures import THEMES
 
 
@@ -21,11 +21,16 @@ def step_lines(step: Step) -> Iterator[str]:
     given = step.given
     if isinstance(given, Tun):
         yield f"    tun    {given.vnet.hex()} {given.packet.hex()}"
+    elif isinstance(given, Wire):
+        yield f"    wire   {given.source[0]} {given.segment} {given.payload.hex()}"
+    elif isinstance(given, Learn):
+        yield "    learn  other tables"
     else:
-        yield f"    wire   {given.segment} {given.payload.hex()}"
+        yield f"    {given}"
     yield f"    =      {' '.join(step.verdicts)}"
     yield from (f"      wire {ip} {port} {packet.hex()}" for ip, port, packet in step.wire)
     yield from (f"      tun  {packet.hex()}" for packet in step.tun)
+    yield from (f"      told {packet.hex()}" for packet in step.replies)
 
 
 def main(arguments: list[str]) -> None:

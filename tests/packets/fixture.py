@@ -16,6 +16,7 @@ from tests.packets.world import NODE_B, WORLD
 
 SENT = "sent"
 DELIVERED = "delivered"
+HELD = "held"  # until its address is known, or its datagram whole
 
 Datagram = tuple[str, int, bytes]
 
@@ -38,27 +39,54 @@ class Wire:
 
 
 @dataclass(frozen=True)
+class Learn:
+    """The tables become those of this world."""
+
+    world: World
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The supervisor says that nobody has an address."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class Later:
+    """So many seconds pass."""
+
+    seconds: float
+
+
+Given = Tun | Wire | Learn | Refuse | Later
+
+
+@dataclass(frozen=True)
 class Step:
     """One input and what must come of it; `verdicts` has one entry a packet of a train, in order.
+
+    `replies`: what the node itself says to the sender of a packet that was dropped.
 
     `writes`, where given, says how many packets each write into the TUN must stand for. A path that never
     merges is not asked.
     """
 
-    given: Tun | Wire
+    given: Given
     verdicts: tuple[str, ...]
     wire: tuple[Datagram, ...] = ()
     tun: tuple[bytes, ...] = ()
     writes: tuple[int, ...] | None = None
+    replies: tuple[bytes, ...] = ()
 
     @property
     def drops(self) -> dict[str, int]:
         """The verdicts that are reasons, counted."""
-        return dict(Counter(verdict for verdict in self.verdicts if verdict not in (SENT, DELIVERED)))
+        return dict(Counter(verdict for verdict in self.verdicts if verdict not in (SENT, DELIVERED, HELD)))
 
     def outcome(self) -> Outcome:
         """What is expected, as an oracle would say it."""
-        return Outcome(list(self.wire), [(PLAIN, packet) for packet in self.tun], self.drops)
+        return Outcome(list(self.wire), [(PLAIN, packet) for packet in self.tun + self.replies], self.drops)
 
 
 @dataclass(frozen=True)
@@ -70,20 +98,36 @@ class Fixture:
     world: World = WORLD
 
 
-def sent(given: Tun, *datagrams: Datagram) -> Step:
+def sent(given: Given, *datagrams: Datagram) -> Step:
     """The packet leaves for other nodes as these datagrams."""
     return Step(given, (SENT,), wire=datagrams)
 
 
-def delivered(given: Tun | Wire, *packets: bytes, writes: tuple[int, ...] | None = None) -> Step:
+def delivered(given: Given, *packets: bytes, writes: tuple[int, ...] | None = None) -> Step:
     """All that was given reaches containers of this node as these packets."""
-    verdicts = (DELIVERED,) if isinstance(given, Tun) else (DELIVERED,) * len(packets)
+    verdicts = (DELIVERED,) * len(packets) if isinstance(given, Wire) else (DELIVERED,)
     return Step(given, verdicts, tun=packets, writes=writes)
 
 
-def dropped(given: Tun | Wire, reason: str) -> Step:
-    """Nothing leaves; the drop is counted under this reason."""
-    return Step(given, (reason,))
+def dropped(given: Given, *reasons: str) -> Step:
+    """Nothing leaves; the drops are counted under these reasons."""
+    return Step(given, reasons)
+
+
+def refused(given: Given, reason: str, *replies: bytes) -> Step:
+    """Dropped, and the sender is told so; what waited is refused once for each reply."""
+    verdicts = (reason,) if isinstance(given, Tun) else (reason,) * len(replies)
+    return Step(given, verdicts, replies=replies)
+
+
+def held(given: Tun | Wire) -> Step:
+    """The packet waits until its address is known."""
+    return Step(given, (HELD,))
+
+
+def nothing(given: Given) -> Step:
+    """Something that happens, of which nothing comes."""
+    return Step(given, ())
 
 
 def to(node: tuple[str, int], *packets: bytes) -> tuple[Datagram, ...]:

@@ -34,8 +34,8 @@ from tests.oracle.build import (
 )
 from tests.oracle.checksum import checksum
 from tests.oracle.model import Address, Host, Service, World
-from tests.oracle.oracle import wire_name
 from tests.oracle.packet import CHECKSUM_OFFSET, Packet, read
+from tests.oracle.peers import wire_name
 from tests.oracle.virtio import (
     GSO_ECN,
     GSO_NONE,

@@ -8,10 +8,10 @@ import pytest
 
 from tests.dataplane.path import CompiledPath
 from tests.oracle.compare import check_from_wire, comparable, pieces
-from tests.oracle.model import Outcome
+from tests.oracle.model import Outcome, World
 from tests.oracle.oracle import Oracle
 from tests.oracle.virtio import Vnet
-from tests.packets.fixture import DELIVERED, SENT, Fixture, Step, Tun
+from tests.packets.fixture import DELIVERED, SENT, Fixture, Learn, Refuse, Step, Tun, Wire
 from tests.packets.fixtures import THEMES
 
 EVERY = [
@@ -30,13 +30,33 @@ class Path(Protocol):
     def from_wire(self, source: tuple[str, int], payload: bytes, segment: int = 0) -> Outcome:
         """One read from the underlay."""
 
+    def learn(self, world: World) -> None:
+        """The tables are these from now on."""
+
+    def refuse(self, address: str) -> None:
+        """Nobody has this address."""
+
+    def later(self, seconds: float) -> None:
+        """So much time passes."""
+
+    def run(self) -> Outcome:
+        """What comes of what has happened."""
+
 
 def play(path: Path, step: Step) -> Outcome:
     """What the path does with the step's input."""
     given = step.given
     if isinstance(given, Tun):
         return path.from_tun(given.vnet, given.packet)
-    return path.from_wire(given.source, given.payload, given.segment)
+    if isinstance(given, Wire):
+        return path.from_wire(given.source, given.payload, given.segment)
+    if isinstance(given, Learn):
+        path.learn(given.world)
+    elif isinstance(given, Refuse):
+        path.refuse(given.address)
+    else:
+        path.later(given.seconds)
+    return path.run()
 
 
 @pytest.mark.parametrize("fixture", EVERY)
@@ -56,7 +76,7 @@ def test_compiled_path(fixture: Fixture) -> None:
         assert comparable(outcome) == comparable(step.outcome())
         if step.writes is not None:
             assert tuple(len(pieces(Vnet.unpack(vnet), data)) for vnet, data in outcome.tun) == step.writes
-        if not isinstance(step.given, Tun):
+        if isinstance(step.given, Wire):
             for vnet, data in outcome.tun:
                 check_from_wire(Vnet.unpack(vnet), data)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.oracle.model import Host, Service, World
+from tests.oracle.model import Host, Node, Service, World
 
 FOUR, SIX = 0, 1
 FAMILIES = (FOUR, SIX)
@@ -54,6 +54,7 @@ BRIEF = Container(NODE_B, ("10.18.0.67", "fc00::103"))
 CAROL = Container(NODE_C, ("10.18.0.130", "fc00::202"), ("10.30.0.3", "fdff::3"))
 CONTAINERS = (ALICE, ANN, ADAM, BOB, BRIEF, CAROL)
 
+GATEWAY: Pair = ("10.18.0.1", "fc00::1")  # node A's own addresses in the overlay
 STRANGER: Pair = ("10.18.9.9", "fc00::909")  # an address of no container
 OUTSIDE: Pair = ("198.51.100.9", "2001:db8:9::9")  # neither overlay nor ServiceIP
 UNKNOWN: Pair = ("10.30.77.77", "fdff:2000::77")  # in the ServiceIP range, in no table
@@ -88,4 +89,6 @@ WORLD = World(
         *(Service(pair[f], backends=[b[f] for b in backends]) for pair, backends in BACKENDS.items() for f in FAMILIES),
     ],
     service_ranges=["10.30.0.0/16", "fdff::/16"],
+    nodes=[Node(*NODE_B), Node(*NODE_C)],
+    gateways=list(GATEWAY),
 )
