@@ -35,6 +35,11 @@ UDP_UNANSWERED: Final = 30 * SECOND  # RFC 4787 allows less than 2 min where not
 UDP_ANSWERED: Final = 180 * SECOND  # RFC 4787 REQ-5: not less than 2 min, 5 recommended, 3 common
 ICMP_TIMEOUT: Final = 30 * SECOND  # RFC 5508 REQ-1 wants at least 60 s for NATs; an echo here needs no port
 
+# --- balancing -----------------------------------------------------------------------------------------------------
+
+STICKY_ENTRIES: Final = 65_536  # clients a node that sticky ServiceIPs remember, 64 bytes each: 4 MiB
+STICKY_MAX_S: Final = 86_400  # a day; what must last longer belongs into the application
+
 # --- workers -------------------------------------------------------------------------------------------------------
 
 WORKERS_MAX: Final = 64  # queues of one TUN device are capped at 256; beyond 64 cores one UDP port is the bottleneck

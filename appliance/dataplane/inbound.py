@@ -4,18 +4,19 @@ A batch receives up to ``limits.WIRE_BATCH`` datagrams or trains, each into a sl
 train is one packet.
 
 1. receive    datagram or train, with its sender and segment size
-2. classify   exact lengths, or dropped
-3. owner      a packet that a sibling owns goes to it (``dataplane`` says why), unless it has already been passed on
+2. probe      a request of another node is sent back at once
+3. classify   exact lengths, or dropped
+4. owner      a packet that a sibling owns goes to it (``dataplane`` says why), unless it has already been passed on
               once
-4. merge      a segment that continues the open merge joins it, and is done
-5. flow       an answer gets the address back that the container dialled; anything else needs a local destination
-6. write      as the beginning of a new merge, or by itself
+5. merge      a segment that continues the open merge joins it, and is done
+6. flow       an answer gets the address back that the container dialled; anything else needs a local destination
+7. write      as the beginning of a new merge, or by itself
 """
 
 import numpy as np
 from numba import njit
 
-from appliance.dataplane import flow, libc, merge, rewrite, run
+from appliance.dataplane import flow, libc, merge, probe, rewrite, run
 from appliance.dataplane.classify import classify
 from appliance.dataplane.decide import inbound_flow, is_local
 from appliance.dataplane.memory import counters
@@ -73,7 +74,8 @@ def train(w, slot):
         counters(w)[_PACKETS] += 1
         counters(w)[FROM_WIRE + Drop.MALFORMED.value] += 1
     while at < length:
-        packet(w, start + at, min(size, length - at), passed_on)
+        if not probe.answer(w, slot, start + at, min(size, length - at)):
+            packet(w, start + at, min(size, length - at), passed_on)
         at += size
 
 
@@ -182,4 +184,3 @@ def deliver_super(w, at, p, partial):
     _account(w, number, p)
     _restore(w, w.buffer, p, number, partial)
     merge.write_super(w, w.buffer, at, p)
-

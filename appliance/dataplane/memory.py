@@ -6,7 +6,16 @@ from numba import njit
 from appliance.dataplane.native import view
 from appliance.observe.counters import WORDS
 
-LOCATIONS = [("counters_at", "i8"), ("control_at", "i8"), ("positions_at", "i8"), ("positions_count", "i8")]
+LOCATIONS = [
+    ("counters_at", "i8"),
+    ("control_at", "i8"),
+    ("positions_at", "i8"),
+    ("positions_count", "i8"),
+    ("loads_at", "i8"),
+    ("loads_count", "i8"),
+    ("sticky_at", "i8"),
+    ("sticky_count", "i8"),
+]
 
 CONTROL_COUNT = 8
 SECTIONS = [("control", np.dtype(np.int64), CONTROL_COUNT)]
@@ -29,3 +38,15 @@ def control(w):
 def positions(w):
     """Round-robin positions by service ordinal."""
     return view(w.positions_at, w.positions_count, np.uint32)
+
+
+@njit
+def loads(w):
+    """Live flows of this worker by the ordinal of their target's host entry."""
+    return view(w.loads_at, w.loads_count, np.uint32)
+
+
+@njit
+def sticky_words(w):
+    """The node's table of sticky clients (``balance.sticky``), shared by all its workers."""
+    return view(w.sticky_at, w.sticky_count, np.int64)

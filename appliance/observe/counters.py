@@ -61,6 +61,7 @@ class Count(IntEnum):
     GSO_REFUSED = 19  # trains that had to be sent one packet at a time
     TUN_ERRORS = 20  # reads that failed for another reason than an empty queue
     WIRE_ERRORS = 21
+    PROBES_ANSWERED = 22  # round-trip probes of other nodes
 
 
 # Words of the segment.

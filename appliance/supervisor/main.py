@@ -111,6 +111,7 @@ class Supervisor:
     async def _start(self) -> None:
         from appliance.supervisor.api import serve
         from appliance.supervisor.membership import Membership
+        from appliance.supervisor.prober import Prober
         from appliance.supervisor.publication import Publication
         from appliance.supervisor.workers import WorkerPool, cpus_of
         from appliance.tables.catalogue import Catalogue
@@ -129,6 +130,10 @@ class Supervisor:
         here = Endpoint(self.address, self.port)
         self.publication = Publication(self.catalogue, here)
         self.publication.listeners = self.listeners
+        self.prober = Prober(self.publication.rearrange)
+        self.publication.arrange = self.prober.arrange
+        await self.prober.start()
+        self._stack.callback(self.prober.close)
         self.membership = Membership(self.config, here, self.environment, self.publication, self.pool)
         self._stack.push_async_callback(self.environment.close)
         self._stack.push_async_callback(self.pool.stop)
@@ -150,7 +155,7 @@ class Supervisor:
 
     def _capacity(self) -> layout.Capacity:
         tables = self.config.tables
-        return layout.Capacity(tables.hosts, tables.services, tables.backends)
+        return layout.Capacity(tables.hosts, tables.services, tables.backends, tables.maglev)
 
     def _open_tun(self, workers: int) -> TunDevice:
         tun = TunDevice(self.config.network.tun, workers)

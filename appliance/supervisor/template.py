@@ -30,7 +30,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-DESCRIPTORS = ("tables", "records", "counters", "control", "tun", "wire", "handoff", "wake")  # then the sources
+DESCRIPTORS = (
+    "tables",
+    "records",
+    "counters",
+    "control",
+    "tun",
+    "wire",
+    "handoff",
+    "wake",
+    "sticky",
+)  # then the sources
 _FDS_MAX = 128
 _MESSAGE_MAX = 65_536
 
@@ -46,6 +56,7 @@ class Spawn:
     hosts: int
     services: int
     choices: int
+    maglev: int
     flows: int
     udp_gso: bool
     coalesce: bool
@@ -139,15 +150,17 @@ def _become_worker(spawn: Spawn, fds: list[int]) -> None:
 
 def _forward(spawn: Spawn, fds: list[int]) -> None:
     from appliance.dataplane import flow, memory, sleep, state, worker
+    from appliance.dataplane.balance import sticky
     from appliance.observe import counters
     from appliance.tables import layout, read, segment
 
     named = dict(zip(DESCRIPTORS, fds, strict=False))
     sources = tuple(fds[len(DESCRIPTORS) :])
-    tables = read.attach(named["tables"], layout.Capacity(spawn.hosts, spawn.services, spawn.choices))
+    tables = read.attach(named["tables"], layout.Capacity(spawn.hosts, spawn.services, spawn.choices, spawn.maglev))
     records = segment.arrays(named["records"], [("records", flow.FLOW, spawn.flows)], writable=True)["records"]
     counts = segment.arrays(named["counters"], counters.SECTIONS, writable=True)["counters"]
     control = segment.arrays(named["control"], memory.SECTIONS, writable=False)["control"]
+    clients = segment.arrays(named["sticky"], sticky.SECTIONS, writable=True)["sticky"]
     settings = state.Settings(
         index=spawn.index,
         workers=spawn.workers,
@@ -159,7 +172,7 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
     )
     epoll = sleep.descriptor(named["tun"], named["wire"], named["wake"])
     descriptors = state.Descriptors(named["tun"], named["wire"], named["handoff"], epoll, sources)
-    made = state.make(settings, descriptors, tables, records, counts, control)
+    made = state.make(settings, descriptors, tables, records, counts, control, clients)
     worker.work(made.record)
 
 

@@ -2,7 +2,8 @@
 
 Theory of operation
 -------------------
-The pool owns, for each worker, what must outlive it: TUN queue, sockets, flow records, counters. The processes are
+The pool owns, for each worker, what must outlive it: TUN queue, sockets, flow records, counters; and for
+all of them the table of sticky clients. The processes are
 forked by the template (``supervisor.template``) and watched through pidfds, so a death is noticed at once, whoever
 reaps it. A dead worker is replaced on the same descriptors and memory: its flows stall while the new process starts,
 its siblings notice nothing. The first replacement is immediate; one that dies within ``STABLE_S`` of its start waits
@@ -31,6 +32,7 @@ from typing import Any
 from appliance import limits
 from appliance.config import Config
 from appliance.dataplane import flow, memory
+from appliance.dataplane.balance import sticky
 from appliance.environment.tun import TunDevice
 from appliance.observe import counters
 from appliance.supervisor.sockets import WorkerSockets
@@ -106,6 +108,7 @@ class WorkerPool:
             new_worker(i, cpu, tun.descriptors[i], sockets[i], config.workers.flows) for i, cpu in enumerate(cpus)
         ]
         self._handoff_ports = tuple(s.handoff_port for s in sockets)
+        self._sticky = segment.create("edge-sticky", sticky.SECTIONS)
         self._seed = int.from_bytes(os.urandom(7), "little")
         self._offloads: dict[str, bool] = {}
         self._publisher: Publisher | None = None
@@ -212,6 +215,7 @@ class WorkerPool:
             capacity.hosts,
             capacity.services,
             capacity.choices,
+            capacity.maglev,
             self._config.workers.flows,
             self._offloads["udp_gso"],
             self._offloads["coalesce"],
@@ -221,7 +225,8 @@ class WorkerPool:
         tables = self._publisher.descriptor()
         socks = worker.sockets
         fds = [tables, worker.fds["records"], worker.fds["counters"], worker.fds["control"], worker.queue]
-        fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, *(s.fileno() for s in socks.sources)]
+        fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, self._sticky]
+        fds += [s.fileno() for s in socks.sources]
         try:
             socket.send_fds(self._control, [spawn.encode()], fds)
         finally:
@@ -293,5 +298,6 @@ class WorkerPool:
 
     def close(self) -> None:
         """Give up all memory and sockets of the workers."""
+        os.close(self._sticky)
         for worker in self._workers:
             worker.close()

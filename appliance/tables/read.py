@@ -20,6 +20,7 @@ class Tables(NamedTuple):
     service_buckets: Any
     services: Any
     choices: Any
+    maglev: Any
 
 
 def attach(fd: int, capacity: layout.Capacity) -> Tables:
@@ -78,6 +79,12 @@ def choices(w):
     return view(w.choices_at, w.choices_count, layout.CHOICE)
 
 
+@njit
+def maglev_slots(w):
+    """Slots of all maglev tables: places in choice lists."""
+    return view(w.maglev_at, w.maglev_count, np.uint16)
+
+
 LOCATIONS = [
     ("header_at", "i8"),
     ("ranges_at", "i8"),
@@ -86,9 +93,11 @@ LOCATIONS = [
     ("service_buckets_at", "i8"),
     ("services_at", "i8"),
     ("choices_at", "i8"),
+    ("maglev_at", "i8"),
     ("hosts_count", "i8"),
     ("services_count", "i8"),
     ("choices_count", "i8"),
+    ("maglev_count", "i8"),
 ]
 
 
@@ -96,7 +105,7 @@ def locate(w: Any, tables: Tables) -> None:
     """Write into a worker's record where the arrays of a mapping lie. The caller keeps the mapping alive."""
     for name, array in tables._asdict().items():
         w[f"{name}_at"] = array.ctypes.data
-    for name in ("hosts", "services", "choices"):
+    for name in ("hosts", "services", "choices", "maglev"):
         w[f"{name}_count"] = len(getattr(tables, name))
 
 

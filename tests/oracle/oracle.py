@@ -1,8 +1,8 @@
 """The packet path in plain Python: the rules one after the other, and nothing of how the compiled one works.
 
-Theory of operation. An Oracle is one worker of one node. It owns the node's view (World, never changed), a
-round robin position a ServiceIP, and the flows it has chosen backends for; nothing expires and nothing is
-full, because a test lasts no time. A packet from a container goes through all steps, one from the underlay
+Theory of operation. An Oracle is one worker of one node. It owns the node's view (World, never changed), what
+its policies remember (Balancer), and the flows it has chosen backends for; nothing expires and nothing is full,
+because a test lasts no time. A packet from a container goes through all steps, one from the underlay
 through the first and the last:
 
     read      may it pass at all, and which part of it is what           (packet.read)
@@ -35,6 +35,7 @@ from tests.oracle.build import ICMP, TCP, UDP
 from tests.oracle.checksum import moved, updated
 from tests.oracle.model import Address, Host, Outcome, World
 from tests.oracle.packet import CHECKSUM_OFFSET, DropError, Packet, read, require
+from tests.oracle.policies import Balancer, Client
 from tests.oracle.segment import cut, finish
 from tests.oracle.virtio import GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAIN, Vnet
 
@@ -82,7 +83,7 @@ class Oracle:
         self._hosts = {ip_address(host.address): host for host in world.hosts}
         self._services = {ip_address(service.address): service for service in world.services}
         self._ranges = [ip_network(text) for text in world.service_ranges]
-        self._position = dict.fromkeys(self._services, rr_start)
+        self._balancer = Balancer(rr_start)
         self._flows = Flows()
 
     # -- the two entries --
@@ -140,6 +141,7 @@ class Oracle:
             # A conversation without translation is a flow too: no later one may rename its answers.
             direct = ReverseKey(packet.source, dialled, packet.ports, packet.protocol)
             self._flows.reverse.setdefault(direct, dialled)
+            self._remember(FlowKey(packet.source, dialled, packet.ports, packet.protocol), self._hosts[dialled])
             return self._hosts[dialled], packet.source, dialled
         in_range = any(dialled in network for network in self._ranges)
         raise DropError(model.UNKNOWN_SERVICE if in_range else model.NO_ROUTE)
@@ -149,24 +151,25 @@ class Oracle:
         key = FlowKey(packet.source, packet.destination, packet.ports, packet.protocol)
         if key in self._flows.forward:
             return self._flows.forward[key]
-        usable = list(self._in_turn(packet.destination))
-        require(bool(usable), model.NO_INSTANCE)
-        for host in usable:
+        service, client = self._services[packet.destination], Client(packet.source, packet.ports[0])
+        reason = model.NO_INSTANCE
+        for address in self._balancer.order(service, client, self._hosts):
+            if address not in self._hosts:
+                continue
+            reason, host = model.REVERSE_IN_USE, self._hosts[address]
             reverse = ReverseKey(packet.source, wire_name(host), packet.ports, packet.protocol)
             if reverse not in self._flows.reverse:
-                self._flows.forward[key] = host
+                self._remember(key, host)
                 self._flows.reverse[reverse] = packet.destination
-                self._position[packet.destination] += 1
+                self._balancer.opened(service, client, self._hosts, address)
                 return host
-        raise DropError(model.REVERSE_IN_USE)
+        raise DropError(reason)
 
-    def _in_turn(self, service: Address) -> Iterator[Host]:
-        """The service's known backends, beginning at its round robin position."""
-        backends = [ip_address(text) for text in self._services[service].backends]
-        for step in range(len(backends)):
-            candidate = backends[(self._position[service] + step) % len(backends)]
-            if candidate in self._hosts:
-                yield self._hosts[candidate]
+    def _remember(self, key: FlowKey, host: Host) -> None:
+        """A flow to a host, counted once."""
+        if key not in self._flows.forward:
+            self._flows.forward[key] = host
+            self._balancer.flows[ip_address(host.address)] += 1
 
     # -- to a container --
 
