@@ -324,6 +324,7 @@ class Tables(Section):
     services: int = _key(131072, "ServiceIPs and instance IPs.", unit="addresses", ge=16, le=4_194_304)
     nodes: int = _key(8192, "Nodes of the cluster.", unit="nodes", ge=16, le=1_048_576)
     backends: int = _key(262144, "Backends of all ServiceIPs together.", unit="backends", ge=16, le=16_777_216)
+    maglev: int = _key(1024, "ServiceIPs of the policy maglev; 4 KiB each.", unit="addresses", ge=1, le=65_536)
     static: OptionalPath = _key(
         "", "JSON file with hosts and services: a list of table-query results. Empty: none.", reloadable=True
     )

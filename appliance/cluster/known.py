@@ -112,6 +112,7 @@ class Known:
         """An instance that runs here, with its ServiceIPs. A cluster that thinks us lost lists it no more for a while:
         its addresses are its own for its life, so the last ones stay."""
         known = self._jobs.get(deployment.job)
+        kept = {} if listed is None else {"weight": listed.weight, "state": listed.state}
         instances = () if known is None else known.instances
         service_ips = () if listed is None else listed.service_ips
         last = (it.service_ips for it in instances if it.number == deployment.number)
@@ -122,6 +123,7 @@ class Known:
             host_ip=self.here.address,
             host_port=self.here.port,
             service_ip=service_ips or next(last, ()),
+            **kept,
         )
 
     def _is_here(self, instance: Instance) -> bool:

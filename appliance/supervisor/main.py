@@ -112,6 +112,7 @@ class Supervisor:
         from appliance.supervisor.api import serve
         from appliance.supervisor.membership import Membership
         from appliance.supervisor.peers import Peers
+        from appliance.supervisor.prober import Prober
         from appliance.supervisor.publication import Publication
         from appliance.supervisor.workers import WorkerPool, cpus_of
         from appliance.tables.catalogue import Catalogue
@@ -132,6 +133,10 @@ class Supervisor:
         self.pool.on_too_big = self.peers.too_big
         self.publication = Publication(self.catalogue, here)
         self.publication.listeners = self.listeners
+        self.prober = Prober(self.publication.rearrange)
+        self.publication.arrange = self.prober.arrange
+        await self.prober.start()
+        self._stack.callback(self.prober.close)
         self.membership = Membership(
             self.config, here, self.environment, self.publication, self.pool, self.peers, self.publisher.set_gateways
         )
@@ -157,7 +162,7 @@ class Supervisor:
 
     def _capacity(self) -> layout.Capacity:
         tables = self.config.tables
-        return layout.Capacity(tables.hosts, tables.services, tables.backends, tables.nodes)
+        return layout.Capacity(tables.hosts, tables.services, tables.backends, tables.maglev, tables.nodes)
 
     def _open_tun(self, workers: int) -> TunDevice:
         tun = TunDevice(self.config.network.tun, workers)

@@ -33,7 +33,7 @@ from tests.oracle.build import (
     udp,
 )
 from tests.oracle.checksum import checksum
-from tests.oracle.model import Address, Host, Service, World
+from tests.oracle.model import CLOSEST, LEAST_FLOWS, MAGLEV, ROUND_ROBIN, Address, Host, Service, World
 from tests.oracle.packet import CHECKSUM_OFFSET, Packet, read
 from tests.oracle.peers import wire_name
 from tests.oracle.virtio import (
@@ -92,7 +92,18 @@ def _add_services(draw: st.DrawFn, world: World, family: int) -> None:
     known = [host.address for host in world.hosts if host.address in NAMESPACES[family]]
     backends = st.lists(st.sampled_from([*known * 3, NAMESPACES[family][-1]]), max_size=4)
     for address in draw(st.lists(st.sampled_from(SERVICES[family]), unique=True, min_size=1, max_size=3)):
-        world.services.append(Service(address, backends=draw(backends)))
+        world.services.append(draw(_balanced(address, draw(backends))))
+
+
+@st.composite
+def _balanced(draw: st.DrawFn, address: str, backends: list[str]) -> Service:
+    """A ServiceIP of any policy, most weights alike."""
+    policy = draw(st.sampled_from([ROUND_ROBIN, CLOSEST, LEAST_FLOWS, MAGLEV]))
+    alike = st.just([1] * len(backends))
+    weights = st.lists(st.integers(0, 4), min_size=len(backends), max_size=len(backends))
+    near = draw(st.integers(0, len(backends))) if policy == CLOSEST else 0
+    sticky = draw(st.sampled_from([0, 0, 60]))
+    return Service(address, policy, backends, draw(alike | weights), near, sticky, draw(st.booleans()))
 
 
 _mostly = st.sampled_from([True, True, True, False])

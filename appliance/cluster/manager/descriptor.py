@@ -8,8 +8,13 @@
     service_ips:
       rr: {v4: 10.30.30.30, v6: assigned}
 
+    weights: {0: 3}
+    states: {2: draining}
+
 The name of the service is ``shop.prod.cart.web``. An address is ``assigned`` (the default), ``none``, or pinned.
-Without `service_ips` there is one for `rr`. A file may hold several documents.
+Without `service_ips` there is one for `rr`; each policy may have
+`sticky` seconds, and `maglev` `hash_port`. Weights are 1 and states `up` unless said. A file may hold several
+documents.
 
 An error names file, line, key and what was expected; PyYAML's node tree has the lines.
 """
@@ -27,7 +32,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from appliance import limits
 from appliance.cluster.manager.requests import canonical
+from appliance.cluster.messages import WEIGHT_MAX
 from appliance.config import ConfigError, Problem, expected
 
 INSTANCES_MAX = 10_000
@@ -36,7 +43,19 @@ PART = re.compile(r"[A-Za-z0-9]{1,30}")
 """Existing nodes accept no other names."""
 SHOWN = 60
 """Characters of a wrong value that an error repeats."""
-POLICIES = ("rr",)
+POLICIES = ("rr", "closest", "least-flows", "maglev")
+Policy = Literal["rr", "closest", "least-flows", "maglev"]
+
+
+STATES = ("up", "draining", "down")
+"""Of an instance: a draining one keeps its connections, one that is down loses them."""
+
+
+def _number(value: object) -> object:
+    """An instance's number; JSON has it as text."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    return _count(value)
 
 
 def _part(value: object) -> object:
@@ -48,6 +67,27 @@ def _part(value: object) -> object:
 def _count(value: object) -> object:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INSTANCES_MAX:
         raise expected(f"an integer from 0 to {INSTANCES_MAX}")
+    return value
+
+
+def _upto(most: int) -> BeforeValidator:
+    def check(value: object) -> object:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise expected(f"an integer from 0 to {most}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _flag(value: object) -> object:
+    if not isinstance(value, bool):
+        raise expected("true or false")
+    return value
+
+
+def _state(value: object) -> object:
+    if value not in STATES:
+        raise expected(f"one of {', '.join(STATES)}")
     return value
 
 
@@ -74,6 +114,8 @@ class Wanted(_Part):
 
     v4: Annotated[IPv4Address | Literal["assigned", "none"], _address(IPv4Address)] = "assigned"
     v6: Annotated[IPv6Address | Literal["assigned", "none"], _address(IPv6Address)] = "assigned"
+    sticky: Annotated[int, _upto(limits.STICKY_MAX_S)] = 0
+    hash_port: Annotated[bool, BeforeValidator(_flag)] = False
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -89,6 +131,9 @@ def _policies(value: object) -> object:
     return {name: {} if wanted is None else wanted for name, wanted in value.items()}
 
 
+_Number = Annotated[int, BeforeValidator(_number)]
+
+
 class Descriptor(_Part):
     """One service."""
 
@@ -97,7 +142,13 @@ class Descriptor(_Part):
     service: Annotated[str, BeforeValidator(_part)]
     service_namespace: Annotated[str, BeforeValidator(_part)]
     instances: Annotated[int, BeforeValidator(_count)] = 1
-    service_ips: Annotated[dict[Literal["rr"], Wanted], BeforeValidator(_policies)] = Field({"rr": Wanted()})
+    service_ips: Annotated[dict[Policy, Wanted], BeforeValidator(_policies)] = Field({"rr": Wanted()})
+    weights: dict[_Number, Annotated[int, _upto(WEIGHT_MAX)]] = Field({})
+    states: dict[_Number, Annotated[Literal["up", "draining", "down"], BeforeValidator(_state)]] = Field({})
+
+    def of_instance(self, number: int) -> dict[str, Any]:
+        """Weight and state of an instance."""
+        return {"weight": self.weights.get(number, 1), "state": self.states.get(number, "up")}
 
     @model_validator(mode="after")
     def _no_address(self) -> Self:

@@ -14,6 +14,7 @@ All are in one bucket, because a transaction does not span two.
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -54,6 +55,8 @@ class ServiceIp(Document):
     policy: str
     v4: IPv4Address | None = None
     v6: IPv6Address | None = None
+    sticky: int = 0
+    hash_port: bool = False
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
@@ -84,6 +87,8 @@ class Instance(Document):
     v6: IPv6Address
     placement: Placement | None = None
     announced_at: int = 0
+    weight: int = 1
+    state: Literal["up", "draining", "down"] = "up"
 
 
 class Interest(Document):
