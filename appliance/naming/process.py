@@ -26,6 +26,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,7 @@ from appliance.naming import channel, names
 from appliance.naming.responder import Responder
 from appliance.naming.server import Server
 from appliance.naming.service import Service
+from appliance.naming.sockets import MDNS_PORT
 from appliance.naming.upstream import Upstream
 from appliance.naming.waiting import Verdict
 from appliance.naming.zone import Settings
@@ -104,6 +106,7 @@ class Resolver:
         )  # fmt: skip
         self._server = Server(self._responder, [ip_network(it) for it in start["clients"]], time.monotonic)
         self._serving = False
+        self._control = next((it for it in sockets if it.family == socket.AF_UNIX), None)
         self.leaving = asyncio.Event()
 
     def _new_upstream(self, settings: dict[str, Any]) -> Upstream:
@@ -116,6 +119,9 @@ class Resolver:
         assert self._supervisor is not None
         self._loop.add_reader(self._supervisor.fileno(), self._readable)
         tasks = [self._loop.create_task(self._report()), self._loop.create_task(self._expire())]
+        if self._control is not None:
+            self._control.setblocking(False)
+            self._loop.add_reader(self._control.fileno(), self._accept)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.leaving.set)
         await self.leaving.wait()
@@ -123,6 +129,24 @@ class Resolver:
             task.cancel()
         self._server.close()
         await self._upstream.close()
+
+    def _accept(self) -> None:
+        """A later supervisor is there: wait for its word that another resolver is ready."""
+        assert self._control is not None
+        try:
+            caller, _ = self._control.accept()
+        except OSError:
+            return
+        caller.setblocking(False)
+        self._loop.add_reader(caller.fileno(), self._dismissed, caller)
+
+    def _dismissed(self, caller: socket.socket) -> None:
+        self._loop.remove_reader(caller.fileno())
+        with suppress(OSError):
+            if caller.recv(16):
+                log.info("another resolver is ready, leaving")
+                self.leaving.set()
+        caller.close()
 
     async def _report(self) -> None:
         while True:
@@ -218,7 +242,7 @@ class Resolver:
             log.debug("names changed", extra={"jobs": len(jobs)})
 
     async def _serve(self) -> None:
-        await self._server.start(self._sockets)
+        await self._server.start(it for it in self._sockets if is_dns(it))
         gc.collect()
         gc.freeze()  # names that stay need not be looked at again: a full collection would be a pause of milliseconds
         self._say({"ready": True})
@@ -246,6 +270,11 @@ class Resolver:
         }
         upstream = {f"upstream-{name}": count for name, count in self._upstream.counters.items()}
         return {**self._responder.counters, **upstream, **held}
+
+
+def is_dns(sock: socket.socket) -> bool:
+    """Whether a socket is the DNS server's, and neither mDNS' nor the one to leave by."""
+    return sock.family != socket.AF_UNIX and sock.getsockname()[1] != MDNS_PORT
 
 
 def receive_start(supervisor: socket.socket) -> tuple[dict[str, Any], list[socket.socket]]:

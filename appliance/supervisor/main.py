@@ -51,6 +51,9 @@ from appliance.tables.publish import TableFullError
 if TYPE_CHECKING:
     from appliance.supervisor.publication import Listener
 
+if TYPE_CHECKING:
+    from appliance.supervisor.naming import Naming
+
 log = logging.getLogger(__name__)
 
 
@@ -97,6 +100,7 @@ class Supervisor:
         self.offloads: dict[str, Offload] = {}
         self.environment = EnvironmentManager(config)
         self.listeners: list[Listener] = []
+        self.naming: Naming | None = None
         self.last_error = ""
         self._stack = AsyncExitStack()
 
@@ -138,8 +142,17 @@ class Supervisor:
         await self.pool.start(
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )
+        self._start_naming()
         self._stack.push_async_callback(await serve(self))
         log.info("ready", extra={"address": str(self.address), "workers": workers})
+
+    def _start_naming(self) -> None:
+        from appliance.supervisor.naming import Naming
+
+        if self.config.naming.enabled:
+            self.naming = Naming(self.config, self.publication, self.membership, self.environment)
+            self._stack.push_async_callback(self.naming.stop)
+            self.naming.start()
 
     def _make_directories(self) -> None:
         for directory in (self.config.paths.runtime, self.config.paths.state):
@@ -267,6 +280,8 @@ class Supervisor:
             self.last_error = f"reload: {error}"
             raise
         configure(self.config.log.level)
+        if self.naming is not None:
+            self.naming.reconfigure(self.config)
         self.last_error = ""
         return [*(change.key for change in differences), *changed]
 

@@ -139,7 +139,13 @@ class Node:
         if self.popen is not None and self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
+        for pid in self.resolvers():
+            os.kill(pid, signal.SIGTERM)  # it outlives its supervisor on purpose
         until(lambda: not self.processes(), f"{self.name}: workers and template end with their supervisor")
+
+    def resolvers(self) -> list[int]:
+        """The resolvers that run in the node's namespace."""
+        return [pid for pid in self.processes() if Path(f"/proc/{pid}/comm").read_text().strip() == "edge-resolver"]
 
     def processes(self) -> list[int]:
         """What runs in the node's namespace."""
