@@ -109,7 +109,8 @@ def cell(value: object) -> str:
 
 def name(data: dict[str, Any]) -> str:
     """Where a name leads: one line for each thing that is known of it."""
-    lines = [f"{key} {data[key]}" for key in ("name", "from", "status", "why", "key", "ttl") if data.get(key) is not None]
+    facts = ("name", "from", "status", "why", "key", "ttl")
+    lines = [f"{fact} {data[fact]}" for fact in facts if data.get(fact) is not None]
     lines += [f"record {record}" for record in data.get("records", [])]
     for service in data.get("behind", []):
         lines.append(f"service {service['address']} policy {service['policy']} of {', '.join(service['backends'])}")

@@ -29,13 +29,16 @@ import time
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import uvloop
 
 from appliance.naming import channel, names
+from appliance.naming.mdns import Mdns
+from appliance.naming.multicast import Multicast
 from appliance.naming.responder import Responder
-from appliance.naming.server import Server
+from appliance.naming.server import Clients, Server
 from appliance.naming.service import Service
 from appliance.naming.sockets import MDNS_PORT
 from appliance.naming.upstream import Upstream
@@ -105,7 +108,11 @@ class Resolver:
             start["settings"]["cluster_wait"],
         )  # fmt: skip
         self._server = Server(self._responder, [ip_network(it) for it in start["clients"]], time.monotonic)
+        self._multicast = Multicast(self._responder.zone, self._wanted, Random())
+        clients = Clients(ip_network(it) for it in start["clients"])
+        self._mdns = Mdns(self._multicast, (it for it in sockets if is_mdns(it)), clients)
         self._serving = False
+        self._replaced = False
         self._control = next((it for it in sockets if it.family == socket.AF_UNIX), None)
         self.leaving = asyncio.Event()
 
@@ -127,6 +134,7 @@ class Resolver:
         await self.leaving.wait()
         for task in tasks:
             task.cancel()
+        self._mdns.close(goodbye=not self._replaced)
         self._server.close()
         await self._upstream.close()
 
@@ -145,6 +153,7 @@ class Resolver:
         with suppress(OSError):
             if caller.recv(16):
                 log.info("another resolver is ready, leaving")
+                self._replaced = True
                 self.leaving.set()
         caller.close()
 
@@ -168,6 +177,10 @@ class Resolver:
             self._loop.call_soon(self._responder.answered, key, Verdict.NO_ANSWER)
         else:
             self._say({"need": key})
+
+    def _wanted(self, key: str) -> None:
+        """A question on mDNS that only the cluster can answer: whoever asks repeats it, or hears the announcement."""
+        self._responder.waiting.join(key, lambda _: None, time.monotonic())
 
     def _say(self, message: dict[str, Any]) -> None:
         if self._supervisor is None:
@@ -238,11 +251,13 @@ class Resolver:
                 self.leaving.set()
 
     def _changed(self, jobs: set[str]) -> None:
-        if jobs:
-            log.debug("names changed", extra={"jobs": len(jobs)})
+        if jobs and self._serving:
+            self._mdns.update(jobs)
 
     async def _serve(self) -> None:
         await self._server.start(it for it in self._sockets if is_dns(it))
+        self._mdns.start()
+        self._mdns.update(self._responder.zone.services)
         gc.collect()
         gc.freeze()  # names that stay need not be looked at again: a full collection would be a pause of milliseconds
         self._say({"ready": True})
@@ -250,6 +265,7 @@ class Resolver:
 
     def _configure(self, settings: dict[str, Any]) -> None:
         self._responder.configure(settings_of(settings))
+        self._multicast.zone = self._responder.zone
         self._responder.waiting.wait = settings["cluster_wait"]
         old, self._upstream = self._upstream, self._new_upstream(settings)
         self._loop.create_task(old.close())
@@ -269,12 +285,18 @@ class Resolver:
             "connections": len(self._server.connections),
         }
         upstream = {f"upstream-{name}": count for name, count in self._upstream.counters.items()}
-        return {**self._responder.counters, **upstream, **held}
+        mdns = {f"mdns-{name}": count for name, count in self._multicast.counters.items()}
+        return {**self._responder.counters, **upstream, **mdns, **held}
 
 
 def is_dns(sock: socket.socket) -> bool:
     """Whether a socket is the DNS server's, and neither mDNS' nor the one to leave by."""
-    return sock.family != socket.AF_UNIX and sock.getsockname()[1] != MDNS_PORT
+    return sock.family != socket.AF_UNIX and not is_mdns(sock)
+
+
+def is_mdns(sock: socket.socket) -> bool:
+    """Whether a socket is mDNS'."""
+    return sock.family != socket.AF_UNIX and sock.getsockname()[1] == MDNS_PORT
 
 
 def receive_start(supervisor: socket.socket) -> tuple[dict[str, Any], list[socket.socket]]:
