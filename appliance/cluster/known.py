@@ -47,7 +47,7 @@ class Known:
 
     def answer(self, result: TableQueryResult) -> set[str]:
         """Replaces all that the cluster said about a job."""
-        if result.instances:
+        if result.instances or result.service_ips:
             self.answers[result.job] = result
         else:
             self.answers.pop(result.job, None)
@@ -106,7 +106,7 @@ class Known:
         for number, deployment in self._own.get(job, {}).items():
             seen[number] = self._running(listed.get(number), deployment)
         instances = tuple(seen[number] for number in sorted(seen))
-        if not seen:
+        if not seen and (answer is None or not answer.service_ips):
             return None
         if answer is None:
             return TableQueryResult(app_name=job, instance_list=instances)

@@ -224,18 +224,26 @@ class Supervisor:
             raise NotReadyError(self.membership.why_not_ready())
         attachment = await self.environment.attach(service, instance, netns)
         await self.membership.reconcile()
+        if self.naming is not None:
+            await self.naming.attached(attachment)
         return attachment
 
     async def detach(self, service: str, instance: int) -> bool:
         """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
+        known = [it for it in self.environment.attachments() if (it.service, it.instance) == (service, instance)]
         found = await self.environment.detach(service, instance)
         await self.membership.reconcile()
+        if self.naming is not None:
+            for attachment in known:
+                await self.naming.detached(attachment)
         return found
 
     async def attachment_gone(self, attachment: Attachment) -> None:
         """A container's link or namespace is gone: forget it, and say so. Nothing if it is there after all."""
         await self.environment.forget(attachment.service, attachment.instance)
         await self.membership.reconcile()
+        if self.naming is not None:
+            await self.naming.detached(attachment)
 
     async def uplink_changed(self) -> None:
         """Addresses or routes of the underlay changed: if peers reach this node elsewhere now, say so."""

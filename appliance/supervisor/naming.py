@@ -35,8 +35,9 @@ from appliance.cluster.feed import Tables
 from appliance.cluster.messages import MessageError
 from appliance.config import Config
 from appliance.environment.addresses import gateway_of
+from appliance.environment.attachment import Attachment
 from appliance.environment.manager import EnvironmentManager
-from appliance.naming import channel, sockets
+from appliance.naming import channel, resolv, sockets
 from appliance.naming.describe import describe
 from appliance.naming.upstream import of_host
 from appliance.naming.waiting import Verdict
@@ -207,6 +208,28 @@ class Naming:
             for reply in self._replies.values():
                 reply.cancel()
             self._replies.clear()
+
+    async def attached(self, attachment: Attachment) -> None:
+        """Tells a container where names are, if its resolv.conf is ours to write."""
+        file = resolv.path(attachment)
+        if file is None:
+            return
+        content = resolv.text(attachment, self._config.naming.zone, of_host()[1])
+        try:
+            if not await asyncio.to_thread(resolv.write, file, content):
+                log.info("a resolv.conf that is not ours is left alone", extra={"path": str(file)})
+        except OSError as error:
+            log.warning("cannot write a container's resolv.conf", extra={"path": str(file), "error": error.strerror})
+
+    async def detached(self, attachment: Attachment) -> None:
+        """Takes back what ``attached`` wrote."""
+        file = resolv.path(attachment)
+        if file is None:
+            return
+        try:
+            await asyncio.to_thread(resolv.remove, file)
+        except OSError as error:
+            log.warning("cannot remove a container's resolv.conf", extra={"path": str(file), "error": error.strerror})
 
     def reconfigure(self, config: Config) -> None:
         """Other settings are in force."""

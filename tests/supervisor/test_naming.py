@@ -89,3 +89,13 @@ def test_names_outlive_their_supervisor_and_the_next_one_takes_over(hub: World) 
     until(lambda: node.api.status()["naming"]["ready"], "the resolver answers")
     until(lambda: before not in node.resolvers(), "the old one leaves")
     assert dig(container, gateway, "web.test.app.ns.local") == [RR]
+
+
+def test_a_named_container_finds_names_by_their_first_label(hub: World) -> None:
+    node, container, gateway = unit(hub)
+    file = Path("/etc/netns") / container.name / "resolv.conf"
+    assert f"nameserver {gateway}\nsearch test.app.ns.local" in file.read_text()
+    assert RR in container.command("getent", "ahostsv4", "web")
+    assert RR in container.command("getent", "ahostsv4", "web.test.app.ns.local")
+    node.api.detach(JOB, 0)
+    assert not file.parent.exists()

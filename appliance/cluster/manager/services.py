@@ -21,6 +21,7 @@ from appliance.cluster.manager.documents import (
     Document,
     Instance,
     Job,
+    Names,
     Node,
     Pool,
     ServiceIp,
@@ -77,7 +78,7 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     """
     allocation = _Allocation(state)
     job = descriptor.job
-    wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)))
+    wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)), names=_names(descriptor))
     numbers = set(state.numbers(job))
     surplus = sorted(number for number in numbers if number >= descriptor.instances)[:STEP]
     missing = [number for number in range(descriptor.instances) if number not in numbers][:STEP]
@@ -88,6 +89,10 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     if not changes:
         return Outcome()
     return Outcome({SERVICES: allocation.pool, **changes}, notices([job], UNDEPLOYMENT if surplus else DEPLOYMENT))
+
+
+def _names(descriptor: Descriptor) -> Names:
+    return Names.model_validate(descriptor.model_dump(include=set(Names.model_fields)))
 
 
 def _service_ips(plan: Plan, descriptor: Descriptor, state: State, allocation: _Allocation) -> Iterator[ServiceIp]:
