@@ -1,8 +1,8 @@
 """Questions that are not ours, put to other servers.
 
 *Owns* the cache of their answers and what is under way, in the resolver's event loop. c-ares (aiodns) asks: it goes
-from server to server, remembers which are slow or down, and repeats over TCP what was cut off. The few types that it
-does not know are asked by dnspython, from server to server.
+from server to server, remembers which are slow or down, and repeats over TCP what was cut off. The types that it
+does not know or keep whole (`CARES`) are asked by dnspython, from server to server.
 
 An answer takes at most ``timeout`` seconds; then, or when every server fails, it is SERVFAIL, which is remembered for
 `FAILED_S`. Who asks what somebody else is asking joins. At most `PENDING_MAX` questions are under way; one more is
@@ -40,6 +40,8 @@ FAILED_S: Final = 1.0
 TTL_MAX: Final = 3600
 """Seconds for which an answer is kept at most, whatever its own records say."""
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
+CARES: Final = aiodns.query_type_map.keys() - {"ANY", "TXT"}
+"""Types that c-ares is asked for. Its TXT is one string, which loses where each of several ends."""
 _NAMES: Final = {pycares.QUERY_TYPE_CNAME: "cname", pycares.QUERY_TYPE_NS: "nsdname", pycares.QUERY_TYPE_PTR: "dname"}
 
 Key = tuple[names.Labels, int]
@@ -117,7 +119,7 @@ class Upstream:
 
     async def _query(self, labels: names.Labels, kind: int) -> tuple[Tail, float]:
         kind_name = dns.rdatatype.to_text(dns.rdatatype.RdataType(kind))
-        if kind_name not in aiodns.query_type_map or kind_name == "ANY":
+        if kind_name not in CARES:
             return await self._by_library(labels, kind)
         try:
             result = await self._channel().query_dns(names.text(labels), kind_name)
@@ -181,18 +183,15 @@ def _tail(records: list[Record], ttl_negative: int) -> tuple[Tail, float]:
 def _of_cares(record: Any) -> Record:
     """A record of c-ares. Its data has a class a type; dnspython knows the wire format of each."""
     kind = dns.rdatatype.RdataType(record.type)
-    text = _text(record.type, record.data)
-    rdata = text if isinstance(text, bytes) else dns.rdata.from_text(IN, kind, text).to_wire() or b""
+    rdata = dns.rdata.from_text(IN, kind, _text(record.type, record.data)).to_wire() or b""
     return Record(names.parse(record.name), int(kind), record.ttl, rdata)
 
 
-def _text(kind: int, data: Any) -> str | bytes:
-    """A record's data as a zone file has it; TXT as the wire has it, as its bytes may be any."""
+def _text(kind: int, data: Any) -> str:
+    """A record's data as a zone file has it."""
     match kind:
         case pycares.QUERY_TYPE_A | pycares.QUERY_TYPE_AAAA:
             return str(data.addr)
-        case pycares.QUERY_TYPE_TXT:
-            return b"".join(bytes((len(it),)) + it for it in _chunks(data.data))
         case pycares.QUERY_TYPE_MX:
             return f"{data.priority} {_dotted(data.exchange)}"
         case pycares.QUERY_TYPE_SRV:
@@ -207,10 +206,6 @@ def _text(kind: int, data: Any) -> str | bytes:
             strings = f'"{data.flags}" "{data.service}" "{data.regexp}"'
             return f"{data.order} {data.preference} {strings} {_dotted(data.replacement)}"
     return _dotted(getattr(data, _NAMES[kind]))
-
-
-def _chunks(data: bytes) -> list[bytes]:
-    return [data[at : at + 255] for at in range(0, len(data), 255)] or [b""]
 
 
 def _dotted(name: str) -> str:
