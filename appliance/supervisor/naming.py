@@ -9,7 +9,8 @@ process, sends it everything that is known, and from then on what changes. The s
 while the resolver does not read, changes gather as a set of job names, and what they are is looked up when there is
 room.
 
-A resolver that ends is started again, after `BACKOFF_S` if it did not live long. One that still answers for a
+A resolver that ends is started again; if it did not live for `STABLE_S`, after a pause
+that grows from `BACKOFF_S` to `BACKOFF_MAX_S`. One that still answers for a
 supervisor that died is told to leave when the new one is ready (`CONTROL`, a unix socket in ``paths.runtime``).
 
 What the resolver does not know it asks for (``need``): the cluster is asked once for a key, whoever waits, and the
@@ -48,6 +49,7 @@ from appliance.supervisor.publication import Publication
 log = logging.getLogger(__name__)
 
 BACKOFF_S: Final = 0.5
+BACKOFF_MAX_S: Final = 30.0
 STABLE_S: Final = 5.0
 EXIT_S: Final = 2.0
 REPLY_S: Final = 2.0
@@ -66,6 +68,7 @@ class Naming:
         self, config: Config, publication: Publication, membership: Membership, environment: EnvironmentManager
     ) -> None:
         self.restarts = -1
+        self.last_error = ""
         self.ready = asyncio.Event()
         self._config = config
         self._publication = publication
@@ -80,6 +83,7 @@ class Naming:
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
         self._old: socket.socket | None = None
+        self._look = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         publication.listeners.append(self._on_tables)
 
@@ -106,15 +110,19 @@ class Naming:
 
     async def _keep(self) -> None:
         await self._membership.provisioned.wait()
+        pause = BACKOFF_S
         while True:
             started = time.monotonic()
             try:
                 await self._run()
+                self.last_error = "it ended"
             except OSError as error:
-                log.error("resolver cannot start", extra={"error": str(error)})
-            log.error("resolver ended", extra={"after_s": round(time.monotonic() - started, 1)})
-            if time.monotonic() - started < STABLE_S:
-                await asyncio.sleep(BACKOFF_S)
+                self.last_error = str(error)
+            lived = time.monotonic() - started
+            log.error("resolver ended", extra={"error": self.last_error, "after_s": round(lived, 1)})
+            pause = BACKOFF_S if lived >= STABLE_S else min(2 * pause, BACKOFF_MAX_S)
+            if lived < STABLE_S:
+                await asyncio.sleep(pause / 2)
 
     async def _run(self) -> None:
         opened = self._open()
@@ -182,10 +190,15 @@ class Naming:
             "services": [str(it) for it in network.services],
             "overlay": [str(it) for it in network.overlay],
             "cluster_wait": naming.cluster_wait,
-            "upstreams": list(naming.upstreams) or of_host()[0],
+            "upstreams": list(naming.upstreams) or self._host_servers(),
             "upstream_timeout": naming.upstream_timeout,
             "cache": naming.cache,
         }
+
+    def _host_servers(self) -> list[str]:
+        """The servers of the host, without the resolver itself and what has no plain address."""
+        own = {str(gateway_of(subnet).ip) for subnet in self._environment.subnets}
+        return [it for it in of_host()[0] if it not in own and is_address(it)]
 
     async def _feed(self, stream: socket.socket) -> None:
         """Speaks with the resolver until it ends."""
@@ -211,6 +224,7 @@ class Naming:
 
     async def attached(self, attachment: Attachment) -> None:
         """Tells a container where names are, if its resolv.conf is ours to write."""
+        self._look.set()
         file = resolv.path(attachment)
         if file is None:
             return
@@ -240,6 +254,8 @@ class Naming:
 
     def _on_tables(self, tables: Tables) -> None:
         self._changed |= tables.changed
+        if any(job in tables.jobs and tables.jobs[job].needs for job in tables.changed):
+            self._look.set()
         if not self._out:
             self._flush_changes()
 
@@ -315,15 +331,23 @@ class Naming:
 
     async def _need(self, key: str) -> None:
         try:
-            found = await self._ask(key)
-            verdict = Verdict.FOUND if found else Verdict.ABSENT
-            member = self._membership.member
-            if not found and member is not None and not member.status()["connected"]:
-                verdict = Verdict.NO_ANSWER
+            verdict = await self._verdict(key)
         except MessageError:
             verdict = Verdict.ABSENT
         self._flush_changes()
         self._say({"answer": key, "verdict": verdict.value})
+
+    async def _verdict(self, key: str) -> Verdict:
+        """What the cluster knows; without a connection it is not waited for. Raises MessageError."""
+        if self._is_cut_off():
+            return Verdict.NO_ANSWER
+        if await self._ask(key):
+            return Verdict.FOUND
+        return Verdict.NO_ANSWER if self._is_cut_off() else Verdict.ABSENT
+
+    def _is_cut_off(self) -> bool:
+        member = self._membership.member
+        return member is not None and not member.status()["connected"]
 
     def _ask(self, key: str) -> Awaitable[bool]:
         return self._membership.resolve(ip_address(key)) if is_address(key) else self._membership.need(key)
@@ -345,7 +369,8 @@ class Naming:
     async def status(self) -> dict[str, Any]:
         """What operators see."""
         process = self._process
-        said = {"ready": self.ready.is_set(), "restarts": max(0, self.restarts), "pid": process.pid if process else 0}
+        said: dict[str, Any] = {"ready": self.ready.is_set(), "restarts": max(0, self.restarts)}
+        said |= {"pid": process.pid if process else 0, "last_error": self.last_error}
         try:
             return {**said, "counters": await self._question({"status": None}, "counters")}
         except (StartError, TimeoutError, asyncio.CancelledError):
@@ -360,10 +385,18 @@ class Naming:
             here = {it.service for it in self._environment.attachments()}
             for job in sorted({need for name in here if name in jobs for need in jobs[name].needs}):
                 if job not in jobs:
-                    self._spawn(self._membership.need(job))
+                    self._spawn(self._fetch(job))
                 elif self._membership.member is not None:
                     self._membership.member.used(job)
-            await asyncio.sleep(NEEDS_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), NEEDS_S)
+            self._look.clear()
+
+    async def _fetch(self, job: str) -> None:
+        try:
+            await self._membership.need(job)
+        except MessageError as error:
+            log.warning("needs", extra={"error": str(error)})
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -1,5 +1,8 @@
 """The resolver as a process, asked by dig from a container."""
 
+import socket
+import time
+
 import pytest
 
 from tests.naming.driver import GATEWAYS, JOB, NAME, Driver, resolver, service
@@ -98,6 +101,25 @@ def test_answers_follow_a_change(names):
     assert short(names, NAME) == ["10.30.0.31"]
     names.say(put=[], gone=[JOB])
     names.counters()
+
+
+def test_a_change_is_answered_within_10_ms(names):
+    question = b"".join(bytes((len(it),)) + it.encode() for it in NAME.split(".")) + b"\0\0\1\0\1"
+
+    def until_changed(number: int) -> float:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((GATEWAYS[0], 53))
+            sock.settimeout(2)
+            names.say(put=[service(number=number)], gone=[])
+            began = time.monotonic()
+            while time.monotonic() - began < 2:
+                sock.send(b"\0\1\1\0\0\1\0\0\0\0\0\0" + question)
+                if sock.recv(512).endswith(bytes((10, 30, 0, number))):
+                    break
+            return time.monotonic() - began
+
+    took = sorted(names.container.call(lambda number=number: until_changed(number)) for number in range(100, 120))
+    assert took[len(took) // 2] < 0.010
 
 
 def test_no_supervisor(names):

@@ -50,6 +50,10 @@ def test_names_of_a_cluster(hub: World) -> None:
     assert explained["job"] == JOB
     assert "policy rr" in explained["why"]
     assert explained["behind"][0]["backends"] == [attached["address_v4"]]
+    manager.deploy("app.ns.needed.test", 1, service_ips={"rr": {"v4": "10.30.30.32"}}, ports=[{"port": 80}])
+    manager.deploy(JOB, 1, service_ips={"rr": {"v4": RR}}, needs=["app.ns.needed.test"])
+    until(lambda: node.api.name("needed.test.app.ns.local")["from"] == "names", "fetched because it is needed")
+    assert dig(container, gateway, "needed.test.app.ns.local", "SRV") == ["0", "0", "80", "needed.test.app.ns.local."]
     assert node.stop() == 0
     until(lambda: node.processes() == [], "nothing runs on")
 
