@@ -1,6 +1,7 @@
 """The resolver as a process, asked by dig from a container."""
 
 import socket
+import sys
 import time
 
 import pytest
@@ -127,3 +128,16 @@ def test_no_supervisor(names):
     assert short(names, NAME) == ["10.30.0.30"]
     assert "status: SERVFAIL" in names.dig("new.test.shop.prod.local")
     assert names.process.poll() is None
+
+
+def test_c_ares_as_a_stub_resolver(names):
+    ask = f"""
+import asyncio, aiodns
+async def main():
+    async with aiodns.DNSResolver(["{GATEWAYS[0]}"]) as resolver:
+        for kind in ("A", "AAAA"):
+            result = await resolver.query_dns("{NAME}", kind)
+            print(result.answer[0].data.addr)
+asyncio.run(main())
+"""
+    assert names.container.command(sys.executable, "-c", ask).split() == ["10.30.0.30", "fdff:2000::1e"]
