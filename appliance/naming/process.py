@@ -229,6 +229,8 @@ class Resolver:
         self._supervisor.close()
         self._supervisor = None
         self._out.clear()
+        if not self._serving:  # it knows nothing, so it is of no use
+            self.leaving.set()
 
     def _obey(self, message: dict[str, Any]) -> None:
         match message:

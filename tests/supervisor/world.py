@@ -147,10 +147,14 @@ class Node:
         if self.popen is not None and self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
+        until(self._is_empty, f"{self.name}: workers and template end with their supervisor")
+
+    def _is_empty(self) -> bool:
+        """Whether nothing runs; a resolver, which outlives its supervisor on purpose, is told to end."""
         for pid in self.resolvers():
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)  # it outlives its supervisor on purpose
-        until(lambda: not self.processes(), f"{self.name}: workers and template end with their supervisor")
+                os.kill(pid, signal.SIGTERM)
+        return not self.processes()
 
     def resolvers(self) -> list[int]:
         """The resolvers that run in the node's namespace."""
