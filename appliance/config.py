@@ -148,6 +148,20 @@ def _broker_url(value: object) -> object:
     return value
 
 
+def _server(value: object) -> object:
+    """An address with a port or without; the text stays as it is."""
+    if not isinstance(value, str):
+        raise ValueError(value)
+    host, _, port = value[1:].partition("]") if value.startswith("[") else value.partition(":")
+    if value.startswith("[") or value.count(":") == 1:
+        if port and not 1 <= int(port.removeprefix(":")) <= 65535:
+            raise ValueError(value)
+        ip_address(host)
+    else:
+        ip_address(value)
+    return value
+
+
 def _matching(pattern: str) -> BeforeValidator:
     """Accepts a string that a regular expression matches as a whole."""
 
@@ -205,6 +219,11 @@ UserName = Annotated[
     _matching(r"([A-Za-z0-9_.@-]{1,255})?"),
     Wanted("a name of letters, digits, '_', '-', '.' or '@', or \"\""),
 ]
+_ZONE = r"(?=.{1,100}$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\.?"
+ZoneName = Annotated[str, _matching(_ZONE), Wanted("a domain of at most 100 characters such as svc.example")]
+ZoneNames = Annotated[tuple[ZoneName, ...], Field(strict=False), Wanted("an array of domains")]
+Server = Annotated[str, BeforeValidator(_server), Wanted("an address such as 192.0.2.53 or [2001:db8::1]:5353")]
+Servers = Annotated[tuple[Server, ...], Field(strict=False), Wanted("an array of addresses such as 192.0.2.53")]
 Cpu = Annotated[int, Field(ge=0, le=CPU_MAX)]
 Cpus = Annotated[tuple[Cpu, ...], Field(strict=False), Wanted(f"an array of integers from 0 to {CPU_MAX}")]
 
@@ -371,6 +390,38 @@ class Cluster(Section):
     )
 
 
+class Naming(Section):
+    """Names: DNS and mDNS for the containers, on the bridge."""
+
+    enabled: bool = _key(True, "Run the resolver.")
+    zone: ZoneName = _key("local", "Domain that the services' names are in.", reloadable=True)
+    extra_zones: ZoneNames = _key([], "Further domains with the same names.", reloadable=True)
+    port: int = _key(53, "Port on the bridge's addresses, UDP and TCP.", ge=1, le=65535)
+    mdns: bool = _key(True, "Answer on mDNS too, where zone is local.")
+    user: UserName = _key("", "User that the resolver runs as. Empty: root without any capability.")
+    ttl: int = _key(5, "How long an answer counts.", unit="seconds", reloadable=True, ge=0, le=86400)
+    ttl_down: int = _key(
+        1, "How long an answer counts while no instance is up.", unit="seconds", reloadable=True, ge=0, le=86400
+    )
+    ttl_negative: int = _key(
+        2, "How long it counts that a name or a record does not exist.", unit="seconds", reloadable=True, ge=0, le=3600
+    )
+    when_down: Literal["address", "nxdomain", "nodata"] = _key(
+        "address", "What the name of a service gives while no instance of it is up.", reloadable=True
+    )
+    cluster_wait: int = _key(
+        2, "How long a question for an unknown service waits for the cluster.", unit="seconds", reloadable=True,
+        ge=1, le=30,
+    )  # fmt: skip
+    upstreams: Servers = _key(
+        [], "Servers that get every other question. Empty: those of the host's resolv.conf.", reloadable=True
+    )
+    upstream_timeout: int = _key(
+        3, "How long their answer is waited for.", unit="seconds", reloadable=True, ge=1, le=30
+    )
+    cache: int = _key(10000, "Their answers that are kept.", unit="answers", reloadable=True, ge=1, le=1_000_000)
+
+
 class Api(Section):
     """The local API that the commands of this node use."""
 
@@ -416,6 +467,7 @@ class Config(Section):
     offload: Offload = Offload()
     tables: Tables = Tables()
     cluster: Cluster = Cluster()
+    naming: Naming = Naming()
     api: Api = Api()
     paths: Paths = Paths()
     log: Log = Log()

@@ -103,12 +103,29 @@ class Instance(_Message):
         return self.node is not None and self.port is not None and bool(self.address_v4 or self.address_v6)
 
 
+class ExposedPort(_Message):
+    """A port on which every instance of a job serves."""
+
+    port: int = Field(ge=1, le=65535)
+    protocol: Literal["tcp", "udp"] = "tcp"
+    name: str = ""
+
+
 class TableQueryResult(_Message):
-    """The answer to a table query: one job and its instances."""
+    """The answer to a table query: one job and its instances.
+
+    What follows ``query_key`` is what our own manager adds for names: ServiceIPs that the job has even without an
+    instance, the policy behind its plain name, ports, metadata, and the jobs that its instances are going to call.
+    """
 
     job: str = Field(alias="app_name")
     instances: tuple[Instance, ...] = Field((), alias="instance_list")
     query_key: str = ""
+    service_ips: tuple[ServiceIp, ...] = ()
+    default_policy: str = ""
+    ports: tuple[ExposedPort, ...] = ()
+    metadata: dict[str, str] = {}
+    needs: tuple[str, ...] = ()
 
 
 class SubnetworkResult(_Message):

@@ -51,6 +51,9 @@ from appliance.tables.publish import TableFullError
 if TYPE_CHECKING:
     from appliance.supervisor.publication import Listener
 
+if TYPE_CHECKING:
+    from appliance.supervisor.naming import Naming
+
 log = logging.getLogger(__name__)
 
 
@@ -97,6 +100,7 @@ class Supervisor:
         self.offloads: dict[str, Offload] = {}
         self.environment = EnvironmentManager(config)
         self.listeners: list[Listener] = []
+        self.naming: Naming | None = None
         self.last_error = ""
         self._stack = AsyncExitStack()
 
@@ -150,8 +154,17 @@ class Supervisor:
         await self.pool.start(
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )
+        self._start_naming()
         self._stack.push_async_callback(await serve(self))
         log.info("ready", extra={"address": str(self.address), "workers": workers})
+
+    def _start_naming(self) -> None:
+        from appliance.supervisor.naming import Naming
+
+        if self.config.naming.enabled:
+            self.naming = Naming(self.config, self.publication, self.membership, self.environment)
+            self._stack.push_async_callback(self.naming.stop)
+            self.naming.start()
 
     def _make_directories(self) -> None:
         for directory in (self.config.paths.runtime, self.config.paths.state):
@@ -223,18 +236,26 @@ class Supervisor:
             raise NotReadyError(self.membership.why_not_ready())
         attachment = await self.environment.attach(service, instance, netns)
         await self.membership.reconcile()
+        if self.naming is not None:
+            await self.naming.attached(attachment)
         return attachment
 
     async def detach(self, service: str, instance: int) -> bool:
         """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
+        known = [it for it in self.environment.attachments() if (it.service, it.instance) == (service, instance)]
         found = await self.environment.detach(service, instance)
         await self.membership.reconcile()
+        if self.naming is not None:
+            for attachment in known:
+                await self.naming.detached(attachment)
         return found
 
     async def attachment_gone(self, attachment: Attachment) -> None:
         """A container's link or namespace is gone: forget it, and say so. Nothing if it is there after all."""
         await self.environment.forget(attachment.service, attachment.instance)
         await self.membership.reconcile()
+        if self.naming is not None:
+            await self.naming.detached(attachment)
 
     async def uplink_changed(self) -> None:
         """Addresses or routes of the underlay changed: if peers reach this node elsewhere now, say so."""
@@ -279,6 +300,8 @@ class Supervisor:
             self.last_error = f"reload: {error}"
             raise
         configure(self.config.log.level)
+        if self.naming is not None:
+            self.naming.reconfigure(self.config)
         self.last_error = ""
         return [*(change.key for change in differences), *changed]
 

@@ -167,6 +167,7 @@ def _by_job(results: Iterable[TableQueryResult]) -> dict[str, TableQueryResult]:
     ordered = sorted(results, key=lambda result: result.job)
     found = {}
     for job, group in groupby(ordered, key=lambda result: result.job):
-        instances = tuple(instance for result in group for instance in result.instances)
-        found[job] = TableQueryResult(app_name=job, instance_list=instances)
+        results_of_job = list(group)
+        instances = tuple(instance for result in results_of_job for instance in result.instances)
+        found[job] = results_of_job[0].model_copy(update={"instances": instances, "query_key": ""})
     return found

@@ -21,7 +21,10 @@ def found(state: State, cluster: str, job: str, key: str) -> dict[str, Any]:
         for number, instance in instances
         if instance is not None and instance.placement is not None
     ]
-    return {"app_name": job, "instance_list": listed, "query_key": key}
+    names = document.names.model_dump(mode="json", exclude_defaults=True)
+    if not listed:  # the name has an address nevertheless
+        names["service_ips"] = [_service_ip(it) for it in document.service_ips]
+    return {"app_name": job, "instance_list": listed, "query_key": key, **names}
 
 
 def nothing(name: str, key: str) -> dict[str, Any]:

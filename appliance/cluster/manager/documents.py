@@ -64,10 +64,28 @@ class ServiceIp(Document):
         return tuple(it for it in (self.v4, self.v6) if it is not None)
 
 
+class ExposedPort(Document):
+    """A port on which every instance serves."""
+
+    port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    name: str = ""
+
+
+class Names(Document):
+    """What a service's names say beside its addresses, and the jobs that its instances are going to call."""
+
+    default_policy: str = ""
+    ports: tuple[ExposedPort, ...] = ()
+    metadata: dict[str, str] = {}
+    needs: tuple[str, ...] = ()
+
+
 class Job(Document):
     """One service. How many instances it has is what instance documents there are."""
 
     service_ips: tuple[ServiceIp, ...] = ()
+    names: Names = Names()
 
 
 class Placement(Document):

@@ -22,6 +22,7 @@ from appliance.cluster.manager.documents import (
     Document,
     Instance,
     Job,
+    Names,
     Node,
     Pool,
     ServiceIp,
@@ -78,7 +79,7 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     """
     allocation = _Allocation(state)
     job = descriptor.job
-    wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)))
+    wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)), names=_names(descriptor))
     numbers = set(state.numbers(job))
     surplus = sorted(number for number in numbers if number >= descriptor.instances)[:STEP]
     missing = [number for number in range(descriptor.instances) if number not in numbers][:STEP]
@@ -102,6 +103,10 @@ def _adjusted(descriptor: Descriptor, state: State, numbers: set[int]) -> Iterat
         instance, wanted = state.instance(descriptor.job, number), descriptor.of_instance(number)
         if instance is not None and (instance.weight, instance.state) != (wanted["weight"], wanted["state"]):
             yield instance_key(descriptor.job, number), instance.model_copy(update=wanted)
+
+
+def _names(descriptor: Descriptor) -> Names:
+    return Names.model_validate(descriptor.model_dump(include=set(Names.model_fields)))
 
 
 def _service_ips(plan: Plan, descriptor: Descriptor, state: State, allocation: _Allocation) -> Iterator[ServiceIp]:
