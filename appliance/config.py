@@ -323,6 +323,14 @@ class Workers(Section):
     )
     cpus: Cpus = _key([], "CPUs that the workers are pinned to, in order. Empty: every online CPU.")
     pin: bool = _key(True, "Pin each worker to one CPU.")
+    busy_poll: int = _key(
+        0,
+        "How long a worker looks for packets before it sleeps, where they have lately come that soon: less latency for "
+        "more CPU time. 0: not at all.",
+        unit="microseconds",
+        ge=0,
+        le=1000,
+    )
     flows: int = _key(65536, "Flows that each worker remembers.", unit="flows a worker", ge=1024, le=16_777_216)
 
 

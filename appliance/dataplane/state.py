@@ -39,6 +39,8 @@ STATE = np.dtype(
         ("wire_hot", "i8"),
         ("tun_woken", "i8"),  # when it last had something
         ("wire_woken", "i8"),
+        ("busy_ns", "i8"),  # how long to look for packets before sleeping; 0: not at all
+        ("gap", "i8"),  # how long it recently took until the next packet came, on average
         ("polled", "i8"),  # when the descriptors were last asked what is ready
         ("learn", "i8"),  # ``source.MODES``
         ("fragmenting", "i8"),  # socket for what may be fragmented on the underlay
@@ -222,6 +224,7 @@ class Settings:
     handoff_ports: tuple[int, ...] = ()
     seed: int = 0
     learn: int = 0
+    busy_ns: int = 0
     system_calls: Any = field(default_factory=libc.table)
 
 
@@ -263,7 +266,7 @@ def _set_state(state: Any, settings: Settings, descriptors: Descriptors) -> None
     state["epoll"] = descriptors.epoll
     state["port"], state["source_ports"] = settings.port, len(descriptors.sources)
     state["udp_gso"], state["coalesce"] = settings.udp_gso, settings.coalesce
-    state["learn"] = settings.learn
+    state["learn"], state["busy_ns"] = settings.learn, settings.busy_ns
     state["fragmenting"], state["missed"] = descriptors.fragmenting, descriptors.missed
 
 

@@ -56,6 +56,7 @@ class Spawn:
     handoff_ports: tuple[int, ...]
     seed: int
     learn: int
+    busy_ns: int
 
     def encode(self) -> bytes:
         """The message of the request."""
@@ -166,6 +167,7 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
         handoff_ports=spawn.handoff_ports,
         seed=spawn.seed,
         learn=spawn.learn,
+        busy_ns=spawn.busy_ns,
     )
     epoll = sleep.descriptor(named["tun"], named["wire"], named["handoff"], named["wake"])
     descriptors = state.Descriptors(

@@ -253,6 +253,7 @@ class WorkerPool:
             self._handoff_ports,
             self._seed,
             MODES[self._config.tunnel.learn_hosts],
+            self._config.workers.busy_poll * 1_000,
         )
         tables = self._publisher.descriptor()
         socks = worker.sockets
