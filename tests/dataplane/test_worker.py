@@ -169,7 +169,7 @@ def test_a_packet_of_a_siblings_flow_is_handed_over_once() -> None:
     assert path.count(Count.HANDED_OVER) == 1
     passed_on = path.from_wire(("127.0.0.1", 777), packet)
     assert (len(passed_on.tun), passed_on.wire) == (1, [])
-    assert path.from_wire(("127.0.0.1", 778), packet).wire  # not a sibling's port: not trusted
+    assert path.from_wire(("127.0.0.1", 778), packet).drops == {"peer-spoof": 1}  # not a sibling's port: not trusted
 
 
 def test_a_local_delivery_goes_to_the_owner_of_its_other_end() -> None:
