@@ -4,7 +4,8 @@
 through it, so a test puts the address of a function of its own into the array and makes ``sendmsg`` return EIO, or
 records what would have been sent. An indirect call costs about a nanosecond.
 
-System calls: read, write, writev, sched_yield, sendmsg, recvmmsg, epoll_wait, clock_gettime (the latter answered by the vDSO).
+System calls: read, write, writev, sched_yield, sendmsg, recvmmsg, epoll_wait, clock_gettime (the latter answered by
+the vDSO).
 """
 
 import ctypes
@@ -24,7 +25,8 @@ from appliance.dataplane.native import (
 )
 
 READ, WRITEV, SENDMSG, RECVMMSG, WAIT, CLOCK, ERRNO, WRITE, YIELD = range(9)
-_NAMES = ("read", "writev", "sendmsg", "recvmmsg", "epoll_wait", "clock_gettime", "__errno_location", "write", "sched_yield")
+_NAMES = ("read", "writev", "sendmsg", "recvmmsg", "epoll_wait", "clock_gettime", "__errno_location", "write",
+"sched_yield")
 
 EINTR, EIO, EAGAIN, EINVAL, EMSGSIZE, ENOBUFS = 4, 5, 11, 22, 90, 105
 MSG_DONTWAIT = 0x40

@@ -221,8 +221,8 @@ def wait(w):
     """Wait until a descriptor is ready; gives which stages have work.
 
     With ``workers.busy_poll`` it looks for a while before it sleeps, if packets have lately come that soon: waking up
-    costs more than that, and on a virtual machine a halted CPU costs an exit. It gives way at each look, so that whoever
-    else is ready on this CPU runs.
+    costs more than that, and on a virtual machine a halted CPU costs an exit. It gives way at each look, so that
+    whoever else is ready on this CPU runs.
     """
     state = w.state[0]
     if state.busy_ns == 0:

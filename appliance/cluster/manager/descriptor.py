@@ -12,9 +12,9 @@
     states: {2: draining}
 
 The name of the service is ``shop.prod.cart.web``. An address is ``assigned`` (the default), ``none``, or pinned.
-Without `service_ips` there is one for `rr`; each policy may have `sticky` seconds, and `maglev` `hash_port`. Weights are
-1 and states `up` unless said. For names there are `default_policy`, `ports`, `metadata`, and `needs`: the jobs that its
-instances are going to call. A file may hold several documents.
+Without `service_ips` there is one for `rr`; each policy may have `sticky` seconds, and `maglev` `hash_port`. Weights
+are 1 and states `up` unless said. For names there are `default_policy`, `ports`, `metadata`, and `needs`: the jobs
+that its instances are going to call. A file may hold several documents.
 
 An error names file, line, key and what was expected; PyYAML's node tree has the lines.
 """
