@@ -1,7 +1,7 @@
 """The packet fixtures once more, compiled with numba's bounds checks: nothing is read or written out of bounds.
 
-That compiles the packet path anew, which takes longer than all the fixtures. So it is begun with the session, in a process
-of its own that gives way to everything else, and waited for at the end (``tests/conftest.py``).
+That compiles the packet path anew, which takes longer than all the fixtures. So it is begun with the session, in a
+process of its own that gives way to everything else, and waited for at the end (``tests/conftest.py``).
 """
 
 from __future__ import annotations
