@@ -212,6 +212,7 @@ class Api:
                     **_age(supervisor.membership.status()),
                 },
                 "cluster": _summary(supervisor.membership.status()),
+                "upkeep": supervisor.upkeep.status(),
             }
         )
 
