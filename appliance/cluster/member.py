@@ -138,6 +138,11 @@ class Member:
         """Peers reach this node elsewhere from now on."""
         self._do(self._session.move(Endpoint(new_address, port), self._now()))
 
+    def uplink_changed(self) -> None:
+        """Addresses of this node may be gone: a connection from one of them is made anew."""
+        if self._transport.renew_if_stranded():
+            self._session.counters["stranded"] += 1
+
     def status(self) -> dict[str, Any]:
         """What operators see. Times are seconds ago, or seconds long."""
         now = self._now()

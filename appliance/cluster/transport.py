@@ -16,6 +16,9 @@ acknowledge within ``ACK_TIMEOUT`` seconds means that state there and here may d
 the next one reconciles. What was sent and not acknowledged is not sent again by itself, as the session says what is
 true at the time of the next connection.
 
+A connection does not outlive the address that it was made from: nothing would arrive any more, and TCP would take
+``SILENCE_MAX`` to say so. Whoever sees addresses go asks for it to be looked at (``renew_if_stranded``).
+
 The broker publishes the last will when the connection ends without a farewell, within 1.5 times the keepalive at the
 latest. So that a node that is merely busy is not given up, the broker is asked for a sign of life after ``ASK`` of
 the keepalive, not after all of it: a pause of the event loop may then be as long as the rest.
@@ -24,6 +27,7 @@ the keepalive, not after all of it: a pause of the event loop may then be as lon
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import socket
@@ -124,6 +128,14 @@ class Transport:
         if self._calls:
             await asyncio.wait(set(self._calls), timeout=seconds)
 
+    def renew_if_stranded(self) -> bool:
+        """Gives up a connection whose own address this host has no more, for a new one; whether it was such."""
+        if self._client is None or self._broken is None or not _is_stranded(_socket(self._client)):
+            return False
+        if not self._broken.done():
+            self._broken.set_exception(aiomqtt.MqttError("this node has lost the address that it was connected from"))
+        return True
+
     async def _connection(self) -> None:
         """One connection, from its begin to its end. Raises MqttError when it is lost."""
         async with self._new_client() as client:
@@ -215,6 +227,19 @@ def _parts(command: Transmission) -> Iterator[Transmission]:
 def _socket(client: aiomqtt.Client) -> Any:
     """The connection's socket, None if it is closed; aiomqtt has no name of its own for it."""
     return client._client.socket()
+
+
+def _is_stranded(sock: Any) -> bool:
+    """Whether a connection's own address is not an address of this host any more."""
+    if sock is None:
+        return False
+    own = sock.getsockname()
+    with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((own[0], 0, *own[2:]))
+        except OSError as error:
+            return error.errno == errno.EADDRNOTAVAIL
+    return False
 
 
 def _ask_after(client: aiomqtt.Client, seconds: int) -> None:

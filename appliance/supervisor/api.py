@@ -224,6 +224,7 @@ class Api:
                 },
                 "cluster": _summary(supervisor.membership.status()),
                 "naming": None if supervisor.naming is None else await supervisor.naming.status(),
+                "upkeep": supervisor.upkeep.status(),
             }
         )
 

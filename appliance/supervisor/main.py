@@ -7,8 +7,9 @@ is the reverse. Whatever fails at start undoes what came before it, and the reas
 Nothing of this waits for the cluster. A node that has no subnets yet runs without a bridge until they come
 (``membership``); the API says meanwhile why nothing can be attached.
 
-What others find out is told here: ``attachment_gone`` if a container went away by itself, ``uplink_changed`` if the
-underlay's addresses or routes changed. ``listeners`` are called with all jobs after each change of the tables.
+What others do to the node is noticed and answered from the first look at the kernel on (``upkeep``):
+``attachment_gone`` if a container went away by itself, ``uplink_changed`` if the underlay's links, addresses or routes
+changed. ``listeners`` are called with all jobs after each change of the tables.
 
 SIGTERM and SIGINT stop, SIGHUP reloads (``reload``).
 """
@@ -118,6 +119,7 @@ class Supervisor:
         from appliance.supervisor.peers import Peers
         from appliance.supervisor.prober import Prober
         from appliance.supervisor.publication import Publication
+        from appliance.supervisor.upkeep import Upkeep
         from appliance.supervisor.workers import WorkerPool, cpus_of
         from appliance.tables.catalogue import Catalogue
         from appliance.tables.publish import Publisher
@@ -151,6 +153,9 @@ class Supervisor:
         await self.membership.start()
         await self.peers.start()
         self._stack.push_async_callback(self.peers.stop)
+        self.upkeep = Upkeep(self.environment, self.attachment_gone, self.uplink_changed)
+        self._stack.push_async_callback(self.upkeep.stop)
+        await self.upkeep.start()
         await self.pool.start(
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )
@@ -258,16 +263,21 @@ class Supervisor:
             await self.naming.detached(attachment)
 
     async def uplink_changed(self) -> None:
-        """Addresses or routes of the underlay changed: if peers reach this node elsewhere now, say so."""
+        """Links, addresses or routes of the underlay changed: paths may have other MTUs, the connection to the cluster
+        may be one that nothing passes any more, and if peers reach this node elsewhere now they are told."""
+        self.peers.recheck()
+        self.membership.uplink_changed()
         try:
             address = uplink_address(self.config)
         except StartError as error:
             log.warning("no way to the other nodes, the last address stays", extra={"error": str(error)})
             return
-        if address == self.address:
-            return
-        log.info("uplink address", extra={"old": str(self.address), "new": str(address)})
-        self.address = address
+        if address != self.address:
+            log.info("uplink address", extra={"old": str(self.address), "new": str(address)})
+            self.address = address
+            await self._move(address)
+
+    async def _move(self, address: IPAddress) -> None:
         try:
             await self.membership.move(Endpoint(address, self.port))
         except TableFullError as error:

@@ -232,6 +232,11 @@ class Membership:
                 await self.member.deployed(*key, attachment.address_v4, attachment.address_v6)
                 self._announced[key] = attachment
 
+    def uplink_changed(self) -> None:
+        """Addresses of this node may be gone: a connection from one of them is made anew."""
+        if self.member is not None:
+            self.member.uplink_changed()
+
     async def move(self, here: Endpoint) -> None:
         """The node is reached elsewhere from now on: the cluster is told, and the tables are derived anew."""
         self._here = here
