@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -42,11 +43,16 @@ def test_another_uplink_address_is_announced_and_traffic_goes_on(pair: Pair) -> 
         for address in ("192.0.2.77", node.address):
             renumber(node, address)
             changed = time.monotonic()
-            until(lambda at=address: pair.two.hosts()[service.namespace_ip]["node"] == at, "the other node knows", 5)
+            until(partial(_reached_at, pair.two, service.namespace_ip, address), "the other node knows", 5)
             assert ping(pair.client, service.address, count=3), "an address ago it went elsewhere"
             assert time.monotonic() - changed < 5
             assert node.api.status()["node"]["address"] == address
     assert counted(node)["uplink_changed"] >= 2
+
+
+def _reached_at(node: Node, namespace_ip: str, address: str) -> bool:
+    """Whether a node sends to a container at this underlay address."""
+    return bool(node.hosts()[namespace_ip]["node"] == address)
 
 
 def renumber(node: Node, address: str) -> None:
@@ -114,7 +120,7 @@ def test_a_repair_that_fails_is_tried_again_until_it_succeeds(monkeypatch: pytes
         subject = Upkeep(cast("EnvironmentManager", environment), _never, _never)
         subject._on_damaged()
         async with asyncio.timeout(5):
-            while subject.counters["repaired"] == 0:
+            while subject.counters["repaired"] == 0:  # noqa: ASYNC110 - a counter has no event
                 await asyncio.sleep(0.001)
         assert (environment.calls, subject.counters["repairs_failed"], subject.last_error) == (4, 3, "")
         await subject.stop()
