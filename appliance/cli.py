@@ -294,6 +294,19 @@ def flows(socket: Path | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("name")
+@socket_option
+@json_option
+def resolve(name: str, socket: Path | None, as_json: bool) -> None:
+    """Explain where NAME leads: which record, from which table, by which policy, to which instances."""
+    with one_line():
+        data = client(socket).name(name)
+    from appliance import screens
+
+    emit(data, as_json, lambda: screens.name(data))
+
+
+@main.command()
 @socket_option
 @json_option
 def attachments(socket: Path | None, as_json: bool) -> None:

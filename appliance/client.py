@@ -64,6 +64,10 @@ class Client:
         """What an address is."""
         return self._request("GET", f"/v1/resolve/{quote(address, safe='')}")
 
+    def name(self, name: str) -> dict[str, Any]:
+        """Where a name leads, and why."""
+        return self._request("GET", f"/v1/names/{quote(name, safe='')}")
+
     def reload(self) -> list[str]:
         """Applies the configuration file and the static tables; the keys that changed."""
         return list(self._request("POST", "/v1/reload")["changed"])

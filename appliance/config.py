@@ -148,6 +148,20 @@ def _broker_url(value: object) -> object:
     return value
 
 
+def _server(value: object) -> object:
+    """An address with a port or without; the text stays as it is."""
+    if not isinstance(value, str):
+        raise ValueError(value)
+    host, _, port = value[1:].partition("]") if value.startswith("[") else value.partition(":")
+    if value.startswith("[") or value.count(":") == 1:
+        if port and not 1 <= int(port.removeprefix(":")) <= 65535:
+            raise ValueError(value)
+        ip_address(host)
+    else:
+        ip_address(value)
+    return value
+
+
 def _matching(pattern: str) -> BeforeValidator:
     """Accepts a string that a regular expression matches as a whole."""
 
@@ -205,6 +219,11 @@ UserName = Annotated[
     _matching(r"([A-Za-z0-9_.@-]{1,255})?"),
     Wanted("a name of letters, digits, '_', '-', '.' or '@', or \"\""),
 ]
+_ZONE = r"(?=.{1,100}$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\.?"
+ZoneName = Annotated[str, _matching(_ZONE), Wanted("a domain of at most 100 characters such as svc.example")]
+ZoneNames = Annotated[tuple[ZoneName, ...], Field(strict=False), Wanted("an array of domains")]
+Server = Annotated[str, BeforeValidator(_server), Wanted("an address such as 192.0.2.53 or [2001:db8::1]:5353")]
+Servers = Annotated[tuple[Server, ...], Field(strict=False), Wanted("an array of addresses such as 192.0.2.53")]
 Cpu = Annotated[int, Field(ge=0, le=CPU_MAX)]
 Cpus = Annotated[tuple[Cpu, ...], Field(strict=False), Wanted(f"an array of integers from 0 to {CPU_MAX}")]
 
@@ -304,6 +323,14 @@ class Workers(Section):
     )
     cpus: Cpus = _key([], "CPUs that the workers are pinned to, in order. Empty: every online CPU.")
     pin: bool = _key(True, "Pin each worker to one CPU.")
+    busy_poll: int = _key(
+        0,
+        "How long a worker looks for packets before it sleeps, where they have lately come that soon: less latency for "
+        "more CPU time. 0: not at all.",
+        unit="microseconds",
+        ge=0,
+        le=1000,
+    )
     flows: int = _key(65536, "Flows that each worker remembers.", unit="flows a worker", ge=1024, le=16_777_216)
 
 
@@ -324,6 +351,7 @@ class Tables(Section):
     services: int = _key(131072, "ServiceIPs and instance IPs.", unit="addresses", ge=16, le=4_194_304)
     nodes: int = _key(8192, "Nodes of the cluster.", unit="nodes", ge=16, le=1_048_576)
     backends: int = _key(262144, "Backends of all ServiceIPs together.", unit="backends", ge=16, le=16_777_216)
+    maglev: int = _key(1024, "ServiceIPs of the policy maglev; 4 KiB each.", unit="addresses", ge=1, le=65_536)
     static: OptionalPath = _key(
         "", "JSON file with hosts and services: a list of table-query results. Empty: none.", reloadable=True
     )
@@ -368,6 +396,38 @@ class Cluster(Section):
         ge=5,
         le=86400,
     )
+
+
+class Naming(Section):
+    """Names: DNS and mDNS for the containers, on the bridge."""
+
+    enabled: bool = _key(True, "Run the resolver.")
+    zone: ZoneName = _key("local", "Domain that the services' names are in.", reloadable=True)
+    extra_zones: ZoneNames = _key([], "Further domains with the same names.", reloadable=True)
+    port: int = _key(53, "Port on the bridge's addresses, UDP and TCP.", ge=1, le=65535)
+    mdns: bool = _key(True, "Answer on mDNS too, where zone is local.")
+    user: UserName = _key("", "User that the resolver runs as. Empty: root without any capability.")
+    ttl: int = _key(5, "How long an answer counts.", unit="seconds", reloadable=True, ge=0, le=86400)
+    ttl_down: int = _key(
+        1, "How long an answer counts while no instance is up.", unit="seconds", reloadable=True, ge=0, le=86400
+    )
+    ttl_negative: int = _key(
+        2, "How long it counts that a name or a record does not exist.", unit="seconds", reloadable=True, ge=0, le=3600
+    )
+    when_down: Literal["address", "nxdomain", "nodata"] = _key(
+        "address", "What the name of a service gives while no instance of it is up.", reloadable=True
+    )
+    cluster_wait: int = _key(
+        2, "How long a question for an unknown service waits for the cluster.", unit="seconds", reloadable=True,
+        ge=1, le=30,
+    )  # fmt: skip
+    upstreams: Servers = _key(
+        [], "Servers that get every other question. Empty: those of the host's resolv.conf.", reloadable=True
+    )
+    upstream_timeout: int = _key(
+        3, "How long their answer is waited for.", unit="seconds", reloadable=True, ge=1, le=30
+    )
+    cache: int = _key(10000, "Their answers that are kept.", unit="answers", reloadable=True, ge=1, le=1_000_000)
 
 
 class Api(Section):
@@ -415,6 +475,7 @@ class Config(Section):
     offload: Offload = Offload()
     tables: Tables = Tables()
     cluster: Cluster = Cluster()
+    naming: Naming = Naming()
     api: Api = Api()
     paths: Paths = Paths()
     log: Log = Log()

@@ -67,6 +67,11 @@ REPLY_QUOTE_V4: Final = 548  # bytes of the packet that an ICMP error quotes: wi
 REPLY_QUOTE_V6: Final = 1_232  # with headers 1,280 (RFC 4443 2.4(c))
 IPV6_MTU_MIN: Final = 1_280  # RFC 8200 section 5
 
+# --- balancing -----------------------------------------------------------------------------------------------------
+
+STICKY_ENTRIES: Final = 65_536  # clients a node that sticky ServiceIPs remember, 64 bytes each: 4 MiB
+STICKY_MAX_S: Final = 86_400  # a day; what must last longer belongs into the application
+
 # --- workers -------------------------------------------------------------------------------------------------------
 
 WORKERS_MAX: Final = 64  # queues of one TUN device are capped at 256; beyond 64 cores one UDP port is the bottleneck

@@ -105,3 +105,13 @@ def cell(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)
+
+
+def name(data: dict[str, Any]) -> str:
+    """Where a name leads: one line for each thing that is known of it."""
+    facts = ("name", "from", "status", "why", "key", "ttl")
+    lines = [f"{fact} {data[fact]}" for fact in facts if data.get(fact) is not None]
+    lines += [f"record {record}" for record in data.get("records", [])]
+    for service in data.get("behind", []):
+        lines.append(f"service {service['address']} policy {service['policy']} of {', '.join(service['backends'])}")
+    return "\n".join(lines)

@@ -47,7 +47,7 @@ class Known:
 
     def answer(self, result: TableQueryResult) -> set[str]:
         """Replaces all that the cluster said about a job."""
-        if result.instances:
+        if result.instances or result.service_ips:
             self.answers[result.job] = result
         else:
             self.answers.pop(result.job, None)
@@ -106,12 +106,17 @@ class Known:
         for number, deployment in self._own.get(job, {}).items():
             seen[number] = self._running(listed.get(number), deployment)
         instances = tuple(seen[number] for number in sorted(seen))
-        return TableQueryResult(app_name=job, instance_list=instances) if seen else None
+        if not seen and (answer is None or not answer.service_ips):
+            return None
+        if answer is None:
+            return TableQueryResult(app_name=job, instance_list=instances)
+        return answer.model_copy(update={"instances": instances, "query_key": ""})
 
     def _running(self, listed: Instance | None, deployment: Deployment) -> Instance:
         """An instance that runs here, with its ServiceIPs. A cluster that thinks us lost lists it no more for a while:
         its addresses are its own for its life, so the last ones stay."""
         known = self._jobs.get(deployment.job)
+        kept = {} if listed is None else {"weight": listed.weight, "state": listed.state}
         instances = () if known is None else known.instances
         service_ips = () if listed is None else listed.service_ips
         last = (it.service_ips for it in instances if it.number == deployment.number)
@@ -122,6 +127,7 @@ class Known:
             host_ip=self.here.address,
             host_port=self.here.port,
             service_ip=service_ips or next(last, ()),
+            **kept,
         )
 
     def _is_here(self, instance: Instance) -> bool:

@@ -2,28 +2,35 @@
 
 A table-query result lists the instances of one job with their addresses and ServiceIPs. Unknown keys are ignored, as
 both sides add some; a known key with a wrong value is an error that names it. An instance that has no addresses yet
-is registered but not deployed, and skipped. Types of ServiceIPs: ``RR`` and ``closest`` are balanced, ``instance_ip``
-and ``InstanceNumber`` belong to one instance; an unknown type is balanced as ``RR``, never taken for an instance's
-own address.
+is registered but not deployed, and skipped. Types of ServiceIPs, in any case: ``instance_ip`` and ``InstanceNumber``
+belong to one instance; the names of policies (``RR``, ``closest``, ``least-flows``, ``maglev``) are balanced so; an
+unknown type is balanced as ``RR``, never taken for an instance's own address.
+
+Additions that other nodes ignore: an instance's ``weight`` and ``state`` (``up``, ``draining``, ``down``), a
+ServiceIP's ``sticky`` (seconds) and ``hash_port``. An instance that is draining or down has weight 0 in every balanced
+ServiceIP; it keeps its addresses, as it may itself call others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from operator import attrgetter
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from appliance.tables.catalogue import Host, Service
+from appliance import limits
+from appliance.tables.catalogue import POLICIES, Host, Service
 from appliance.tables.layout import IPAddress
 
 INSTANCE_TYPES = frozenset({"instance_ip", "instancenumber"})
 _PART = r"[^.\s/+#\x00-\x1f\x7f]+"  # nothing that means something in a topic
 JOB_NAME = rf"^{_PART}(\.{_PART}){{3}}$"  # app.appns.service.servicens
+WEIGHT_MAX = 1_000
 NO_ADDRESS = ("", "<nil>")  # how existing nodes and managers write an address that is missing
 
 
@@ -63,11 +70,19 @@ class ServiceIp(_Message):
     type: str = Field(alias="IpType")
     v4: V4 = Field(None, alias="Address")
     v6: V6 = Field(None, alias="Address_v6")
+    sticky: int = Field(0, ge=0, le=limits.STICKY_MAX_S)
+    hash_port: bool = False
 
     @property
     def is_instance(self) -> bool:
         """Whether the address is one instance's own."""
         return self.type.lower() in INSTANCE_TYPES
+
+    @property
+    def policy(self) -> str:
+        """The policy in the tables' words."""
+        name = self.type.lower()
+        return "instance" if self.is_instance else name if name in POLICIES else "rr"
 
 
 class Instance(_Message):
@@ -79,6 +94,8 @@ class Instance(_Message):
     node: Any46 = Field(None, alias="host_ip")
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(None, alias="host_port")
     service_ips: tuple[ServiceIp, ...] = Field((), alias="service_ip")
+    weight: int = Field(1, ge=0, le=WEIGHT_MAX)
+    state: Literal["up", "draining", "down"] = "up"
 
     @property
     def is_deployed(self) -> bool:
@@ -86,12 +103,29 @@ class Instance(_Message):
         return self.node is not None and self.port is not None and bool(self.address_v4 or self.address_v6)
 
 
+class ExposedPort(_Message):
+    """A port on which every instance of a job serves."""
+
+    port: int = Field(ge=1, le=65535)
+    protocol: Literal["tcp", "udp"] = "tcp"
+    name: str = ""
+
+
 class TableQueryResult(_Message):
-    """The answer to a table query: one job and its instances."""
+    """The answer to a table query: one job and its instances.
+
+    What follows ``query_key`` is what our own manager adds for names: ServiceIPs that the job has even without an
+    instance, the policy behind its plain name, ports, metadata, and the jobs that its instances are going to call.
+    """
 
     job: str = Field(alias="app_name")
     instances: tuple[Instance, ...] = Field((), alias="instance_list")
     query_key: str = ""
+    service_ips: tuple[ServiceIp, ...] = ()
+    default_policy: str = ""
+    ports: tuple[ExposedPort, ...] = ()
+    metadata: dict[str, str] = {}
+    needs: tuple[str, ...] = ()
 
 
 class SubnetworkResult(_Message):
@@ -146,8 +180,6 @@ def _first(error: ValidationError, whole: str) -> str:
     return f"{where}: {details['msg'].removeprefix('Value error, ')}"
 
 
-Backends = dict[IPAddress, tuple[str, str, list[IPAddress]]]
-"""Job, policy and containers of each ServiceIP."""
 _number = attrgetter("number")
 
 
@@ -157,10 +189,10 @@ def entries(results: Iterable[TableQueryResult], node: IPAddress, port: int) -> 
     An address that two jobs claim goes to the first by name, so that every node decides alike.
     """
     hosts: dict[IPAddress, Host] = {}
-    backends: Backends = {}
+    found: dict[IPAddress, _Behind] = {}
     for result in sorted(results, key=lambda result: result.job):
-        _add(hosts, backends, result, node, port)
-    return list(hosts.values()), list(_services(backends).values())
+        _add(hosts, found, result, node, port)
+    return list(hosts.values()), list(_services(found).values())
 
 
 def entries_of_job(
@@ -168,25 +200,44 @@ def entries_of_job(
 ) -> tuple[dict[IPAddress, Host], dict[IPAddress, Service]]:
     """The same of one job, by address, whoever else claims an address of it."""
     hosts: dict[IPAddress, Host] = {}
-    backends: Backends = {}
-    _add(hosts, backends, result, node, port)
-    return hosts, _services(backends)
+    found: dict[IPAddress, _Behind] = {}
+    _add(hosts, found, result, node, port)
+    return hosts, _services(found)
 
 
 def _add(
-    hosts: dict[IPAddress, Host], backends: Backends, result: TableQueryResult, node: IPAddress, port: int
+    hosts: dict[IPAddress, Host], found: dict[IPAddress, _Behind], result: TableQueryResult, node: IPAddress, port: int
 ) -> None:
     for instance in sorted(result.instances, key=_number):
         if instance.is_deployed:
             _add_hosts(hosts, result.job, instance, node, port)
-            _add_backends(backends, result.job, instance)
+            _add_backends(found, result.job, instance)
 
 
-def _services(backends: Backends) -> dict[IPAddress, Service]:
-    return {
-        address: Service(address, policy, tuple(addresses), name=name)
-        for address, (name, policy, addresses) in backends.items()
-    }
+def _services(found: dict[IPAddress, _Behind]) -> dict[IPAddress, Service]:
+    return {address: behind.service(address) for address, behind in found.items()}
+
+
+@dataclass
+class _Behind:
+    """What is behind a ServiceIP, while it is collected from a job's instances."""
+
+    job: str
+    kind: ServiceIp
+    targets: list[IPAddress] = field(default_factory=list)
+    weights: list[int] = field(default_factory=list)
+
+    def service(self, address: IPAddress) -> Service:
+        weights = tuple(self.weights) if set(self.weights) != {1} else ()
+        return Service(
+            address,
+            self.kind.policy,
+            tuple(self.targets),
+            weights,
+            self.job,
+            sticky=self.kind.sticky,
+            hash_port=self.kind.hash_port,
+        )
 
 
 def _own_ip(instance: Instance, version: int) -> IPAddress | None:
@@ -205,19 +256,26 @@ def _add_hosts(hosts: dict[IPAddress, Host], job: str, instance: Instance, node:
         if address is not None:
             own = _own_ip(instance, address.version)
             local = (instance.node, instance.port) == (node, port)
-            owner = f"{job}.{instance.number}"
-            hosts.setdefault(address, Host(address, instance.node, instance.port, own, local, owner))
+            owner, is_down = f"{job}.{instance.number}", instance.state == "down"
+            hosts.setdefault(address, Host(address, instance.node, instance.port, own, local, owner, is_down))
 
 
-def _add_backends(backends: Backends, job: str, instance: Instance) -> None:
+def _add_backends(found: dict[IPAddress, _Behind], job: str, instance: Instance) -> None:
     for service_ip in instance.service_ips:
-        policy = "instance" if service_ip.is_instance else "rr"
         for address, target in ((service_ip.v4, instance.address_v4), (service_ip.v6, instance.address_v6)):
             if address is None or target is None:
                 continue
-            name, _, targets = backends.setdefault(address, (job, policy, []))
-            if name == job and not (policy == "instance" and targets):
-                targets.append(target)
+            behind = found.setdefault(address, _Behind(job, service_ip))
+            if behind.job == job and not (service_ip.is_instance and behind.targets):
+                behind.targets.append(target)
+                behind.weights.append(_weight(instance, service_ip))
+
+
+def _weight(instance: Instance, service_ip: ServiceIp) -> int:
+    """An instance's own address is its alone, whatever its state."""
+    if service_ip.is_instance:
+        return 1
+    return instance.weight if instance.state == "up" else 0
 
 
 def to_json(results: Iterable[TableQueryResult]) -> list[dict[str, Any]]:

@@ -340,7 +340,7 @@ class Session:
 
     def _learn(self, result: TableQueryResult, now: float) -> None:
         interest = self._interests.get(result.job)
-        if interest is None and result.instances:
+        if interest is None and (result.instances or result.service_ips):
             interest = self._interest(result.job, now)
         if interest is None:
             return

@@ -7,9 +7,9 @@ It is stored whole in the flow's record; packets only carry it out.
 import numpy as np
 from numba import njit
 
-from appliance.dataplane import flow, learn, misses
-from appliance.dataplane.balance import advance, round_robin
-from appliance.dataplane.memory import counters, positions
+from appliance.dataplane import balance, flow, learn, misses
+from appliance.dataplane.balance import sticky
+from appliance.dataplane.memory import counters
 from appliance.dataplane.steering import steer
 from appliance.dataplane.wire.checksum import delta, fold
 from appliance.observe.counters import COUNTS, Count, Drop
@@ -69,7 +69,7 @@ def _refresh(w, number):
     own_host, host = hosts(w)[own], hosts(w)[target]
     if own_host.generation != f.local_generation or host.generation != f.generation:
         return False
-    if not own_host.flags & HOST_LOCAL:
+    if not own_host.flags & HOST_LOCAL or not _is_offered(w, f):
         return False
     _set_node(w, f, host)
     f.epoch = w.state[0].epoch
@@ -88,6 +88,28 @@ def _refresh_learned(w, f, own):
         _set_learned_node(w, f, w.learned[number])
     f.epoch = w.state[0].epoch
     return True
+
+
+@njit
+def _is_offered(w, f):
+    """Whether a flow may keep an instance that its ServiceIP gives to nobody any more: a TCP connection may.
+
+    The choice list is searched only if an instance has left it since the last time.
+    """
+    if f.protocol == flow.TCP or f.flags & flow.DIRECT:
+        return True
+    service = find_service(w, f.dialled_hi, f.dialled_lo)
+    if service < 0:
+        return False
+    entry = services(w)[service]
+    if f.offered == entry.generation:
+        return True
+    for place in range(np.int64(entry.count)):
+        choice = choices(w)[np.int64(entry.choices) + place]
+        if choice.address_lo == f.target_lo and choice.address_hi == f.target_hi:
+            f.offered = entry.generation
+            return True
+    return False
 
 
 @njit
@@ -127,7 +149,7 @@ def _open(w, p):
         return _open_service(w, p, own, service)
     target = find_host(w, p.destination_hi, p.destination_lo)
     if target >= 0:
-        return _enter(w, p, own, target, False)
+        return _enter(w, p, own, target, False, 0)
     if not in_service_range(w, p.destination_hi, p.destination_lo):
         return -_NO_ROUTE
     learned = learn.find(w, p.destination_hi, p.destination_lo)
@@ -138,24 +160,48 @@ def _open(w, p):
 
 @njit
 def _open_service(w, p, own, service):
-    """Walk the choice list from the policy's place to the first instance that can be used."""
+    """Take the instance that the client had, or walk the choice list from the policy's place to one of use."""
     entry = services(w)[service]
-    first, count, ordinal = np.int64(entry.choices), np.int64(entry.count), np.int64(entry.ordinal)
-    if count == 0:
+    if entry.count == 0:
         return -_NO_INSTANCE
-    start = round_robin(positions(w), ordinal, count)
-    usable = 0
-    for step in range(count):
-        choice = choices(w)[first + (start + step) % count]
-        target = find_host(w, choice.address_hi, choice.address_lo)
-        if target < 0:
-            continue
-        usable += 1
-        peer_hi, peer_lo = peer_of(hosts(w)[target])
-        if _is_reverse_free(w, p, peer_hi, peer_lo):
-            advance(positions(w), ordinal)
-            return _enter(w, p, own, target, True)
-    return -_REVERSE if usable else -_NO_INSTANCE
+    kept = sticky.find(w, p, entry)
+    number = _open_place(w, p, own, entry, kept) if kept >= 0 else np.int64(-_NO_INSTANCE)
+    is_taken = number == -_REVERSE  # for these ports alone: the client keeps it for others
+    if number < 0 and number != -_FULL:
+        number = _open_by_policy(w, p, own, entry)
+    if number >= 0 and not is_taken:
+        f = flow.records(w)[number]
+        sticky.keep(w, p, entry, f.target_hi, f.target_lo)
+    return number
+
+
+@njit
+def _open_by_policy(w, p, own, entry):
+    start = balance.first(w, p, entry)
+    reason = _NO_INSTANCE
+    for step in range(np.int64(entry.count)):
+        number = _open_place(w, p, own, entry, balance.place(entry, start, step))
+        if number >= 0:
+            balance.opened(w, entry)
+            return number
+        if number == -_FULL:
+            return number
+        if number == -_REVERSE:
+            reason = _REVERSE
+    return np.int64(-reason)
+
+
+@njit
+def _open_place(w, p, own, entry, place):
+    """Open a flow to the instance at a place; minus a ``Drop`` reason if it cannot be used."""
+    choice = choices(w)[np.int64(entry.choices) + place]
+    target = find_host(w, choice.address_hi, choice.address_lo)
+    if target < 0:
+        return np.int64(-_NO_INSTANCE)
+    peer_hi, peer_lo = peer_of(hosts(w)[target])
+    if not _is_reverse_free(w, p, peer_hi, peer_lo):
+        return np.int64(-_REVERSE)
+    return _enter(w, p, own, target, True, entry.generation)
 
 
 @njit
@@ -187,7 +233,7 @@ def _is_reverse_free(w, p, peer_hi, peer_lo):
 
 
 @njit
-def _enter(w, p, own, target, translate):
+def _enter(w, p, own, target, translate, offered):
     """Write the decision for a known target into a record; the flow's number, or minus a ``Drop`` reason."""
     number = _begin(w, p, own)
     if number < 0:
@@ -198,7 +244,7 @@ def _enter(w, p, own, target, translate):
         f.source_hi, f.source_lo = peer_of(hosts(w)[own])
         f.peer_hi, f.peer_lo = peer_of(host)
     f.flags = 0 if translate else flow.DIRECT
-    f.generation = host.generation
+    f.generation, f.backend, f.offered = host.generation, host.ordinal, offered
     _set_node(w, f, host)
     _finish(w, number)
     return number
@@ -213,7 +259,7 @@ def _enter_learned(w, p, own, learned):
     f = flow.records(w)[number]
     f.target_hi, f.target_lo = p.destination_hi, p.destination_lo
     f.source_hi, f.source_lo = peer_of(hosts(w)[own])
-    f.flags, f.generation = flow.LEARNED, 0
+    f.flags, f.generation, f.backend, f.offered = flow.LEARNED, 0, w.loads_count - 1, 0
     _set_learned_node(w, f, learned)
     _finish(w, number)
     return number

@@ -133,6 +133,8 @@ def quote(w, buffer, p, source_hi, source_lo, destination_hi, destination_lo):
     first, second = (ipv4.SOURCE, ipv4.DESTINATION) if p.version == 4 else (ipv6.SOURCE, ipv6.DESTINATION)
     put_address(buffer, p.version, p.inner + first, source_hi, source_lo)
     put_address(buffer, p.version, p.inner + second, destination_hi, destination_lo)
+    p.inner_source_hi, p.inner_source_lo = source_hi, source_lo
+    p.inner_destination_hi, p.inner_destination_lo = destination_hi, destination_lo
     counters(w)[_TRANSLATED] += 1
     if change == 0:
         return

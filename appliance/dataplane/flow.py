@@ -15,6 +15,8 @@ A slot is a word: the low 32 bits of the hash, the record's number, and the side
 needs no look at the tables; when it is not, ``decide.refresh`` compares the backend's generation, and a flow
 whose instance is gone is decided anew at once.
 
+Live flows are counted by their target (``memory.loads``) from ``commit`` to ``remove``, for policies that want to know.
+
 Limits: ``workers.flows`` records; ``limits.FLOW_LOAD`` index slots each; the time-outs in ``limits``. When all records
 are in use, ``evict`` gives up the flow that nobody ever answered, then an idle UDP one, and never an active TCP one.
 """
@@ -25,6 +27,7 @@ import numpy as np
 from numba import njit
 
 from appliance import limits
+from appliance.dataplane.memory import loads
 from appliance.dataplane.native import release, view
 from appliance.dataplane.wire import tcp
 from appliance.tables.read import mix
@@ -71,13 +74,15 @@ FLOW = np.dtype(
         ("steer", "u4"),  # steering hash at the receiver
         ("local_port", "u4"),
         ("remote_port", "u4"),
+        ("backend", "u4"),  # ordinal of the target's host entry
+        ("offered", "u4"),  # generation of the service's entry at which the target was in its choice list
         ("node_port", "u2"),
         ("protocol", "u1"),
         ("flags", "u1"),
         ("state", "u1"),
         ("reserved0", "u1"),
         ("mtu", "u2"),  # largest packet that fits the path to the node, inside the tunnel
-        ("reserved", "u1", 12),
+        ("reserved", "u1", 4),
     ]
 )
 assert FLOW.itemsize == 192
@@ -239,6 +244,7 @@ def remove(w, number):
     if f.peer_lo != f.dialled_lo or f.peer_hi != f.dialled_hi:
         _unplace(w, _hash_of(w, f, True), number)
     f.state = FREE
+    loads(w)[f.backend] -= 1
     _free(w)[w.free_count] = number
     w.free_count += 1
 
@@ -256,7 +262,9 @@ def allocate(w, now):
 def commit(w, number, state):
     """Publish a filled record: the state is stored after everything else."""
     release()
-    records(w)[number].state = state
+    f = records(w)[number]
+    f.state = state
+    loads(w)[f.backend] += 1
     insert(w, number)
 
 
@@ -313,8 +321,9 @@ def live(w):
 
 @njit
 def rebuild(w):
-    """Index and free list from the records alone; direct flows last, as they yield to the others."""
+    """Index, free list and counts of flows from the records alone; direct flows last, as they yield to the others."""
     _index(w)[:] = 0
+    loads(w)[:] = 0
     w.free_count = 0
     for back in range(w.records_count):
         number = w.records_count - 1 - back  # low numbers on top of the stack
@@ -325,6 +334,7 @@ def rebuild(w):
         for number in range(w.records_count):
             f = records(w)[number]
             if f.state != FREE and f.flags & DIRECT == direct:
+                loads(w)[f.backend] += 1
                 insert(w, number)
 
 

@@ -4,8 +4,9 @@ A batch receives up to ``limits.WIRE_BATCH`` datagrams or trains, each into a sl
 train is one packet.
 
 1. receive    datagram or train, with its sender and segment size
-2. classify   exact lengths, or dropped
-3. owner      a packet that a sibling owns goes to it (``dataplane`` says why), unless it has already been passed on
+2. probe      a request of another node is sent back at once
+3. classify   exact lengths, or dropped
+4. owner      a packet that a sibling owns goes to it (``dataplane`` says why), unless it has already been passed on
               once
 4. merge      a segment that continues the open merge joins it, and is done
 5. source     the node that sent it is the one where the packet's source is (``source``)
@@ -16,7 +17,7 @@ train is one packet.
 import numpy as np
 from numba import njit
 
-from appliance.dataplane import error, flow, fragment, handed, libc, merge, misses, rewrite, run
+from appliance.dataplane import error, flow, fragment, handed, libc, merge, misses, probe, rewrite, run
 from appliance.dataplane.classify import ERROR, FRAGMENT, UDP, WHOLE, classify
 from appliance.dataplane.decide import host_of, inbound_flow, is_local
 from appliance.dataplane.memory import counters
@@ -91,7 +92,8 @@ def train(w, slot):
         counters(w)[_PACKETS] += 1
         counters(w)[FROM_WIRE + Drop.MALFORMED.value] += 1
     while at < length:
-        packet(w, w.slots, start + at, min(size, length - at), passed_on, 0)
+        if not probe.answer(w, slot, start + at, min(size, length - at)):
+            packet(w, w.slots, start + at, min(size, length - at), passed_on, 0)
         at += size
 
 

@@ -4,7 +4,8 @@
 through it, so a test puts the address of a function of its own into the array and makes ``sendmsg`` return EIO, or
 records what would have been sent. An indirect call costs about a nanosecond.
 
-System calls: read, write, writev, sendmsg, recvmmsg, epoll_wait, clock_gettime (the latter answered by the vDSO).
+System calls: read, write, writev, sched_yield, sendmsg, recvmmsg, epoll_wait, clock_gettime (the latter answered by
+the vDSO).
 """
 
 import ctypes
@@ -23,8 +24,9 @@ from appliance.dataplane.native import (
     int32_at,
 )
 
-READ, WRITEV, SENDMSG, RECVMMSG, WAIT, CLOCK, ERRNO, WRITE = range(8)
-_NAMES = ("read", "writev", "sendmsg", "recvmmsg", "epoll_wait", "clock_gettime", "__errno_location", "write")
+READ, WRITEV, SENDMSG, RECVMMSG, WAIT, CLOCK, ERRNO, WRITE, YIELD = range(9)
+_NAMES = ("read", "writev", "sendmsg", "recvmmsg", "epoll_wait", "clock_gettime", "__errno_location", "write",
+"sched_yield")
 
 EINTR, EIO, EAGAIN, EINVAL, EMSGSIZE, ENOBUFS = 4, 5, 11, 22, 90, 105
 MSG_DONTWAIT = 0x40
@@ -78,6 +80,12 @@ def recvmmsg(libc, fd, messages, count):
 def wait(libc, epoll, events, count, milliseconds):
     """epoll_wait(2): number of ready descriptors, or -1 with errno set. ``milliseconds``: -1 waits for ever."""
     return call_int4(libc[WAIT], epoll, events, count, milliseconds)
+
+
+@njit
+def give_way(libc):
+    """sched_yield(2): let whoever else is ready on this CPU run."""
+    return call_int3(libc[YIELD], 0, 0, 0)
 
 
 @njit

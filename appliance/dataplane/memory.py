@@ -13,6 +13,10 @@ LOCATIONS = [
     ("misses_at", "i8"),
     ("positions_at", "i8"),
     ("positions_count", "i8"),
+    ("loads_at", "i8"),
+    ("loads_count", "i8"),
+    ("sticky_at", "i8"),
+    ("sticky_count", "i8"),
 ]
 
 # A cache line of words, one with the refusals' count, and the refusals (``misses``).
@@ -37,3 +41,15 @@ def control(w):
 def positions(w):
     """Round-robin positions by service ordinal."""
     return view(w.positions_at, w.positions_count, np.uint32)
+
+
+@njit
+def loads(w):
+    """Live flows of this worker by the ordinal of their target's host entry."""
+    return view(w.loads_at, w.loads_count, np.uint32)
+
+
+@njit
+def sticky_words(w):
+    """The node's table of sticky clients (``balance.sticky``), shared by all its workers."""
+    return view(w.sticky_at, w.sticky_count, np.int64)

@@ -126,6 +126,8 @@ def hold(w, hi, lo, meta, buffer, at, length):
 def _ask(w, number, hi, lo, from_wire):
     """Begin to wait for an address, in an entry that was refused or a free one; its number, or -1."""
     state = w.state[0]
+    if state.waiting == 0:
+        state.refusals = refusals(w)  # those of before answer nobody: they were not read while nobody waited
     if number < 0:
         if from_wire and state.waiting >= limits.HELD_FROM_WIRE:
             return np.int64(-1)

@@ -32,12 +32,12 @@ from appliance.dataplane import (
     run,
     segment,
 )
-from appliance.dataplane.classify import ERROR, FRAGMENT, TCP, UDP, WHOLE, classify
+from appliance.dataplane.classify import ERROR, FRAGMENT, ICMP, TCP, UDP, WHOLE, classify
 from appliance.dataplane.decide import host_of, is_local, outbound_flow, peer_of
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, be16, le16, put_be16
 from appliance.dataplane.steering import steer
-from appliance.dataplane.wire import icmp, ipv4, tcp, udp, vnet
+from appliance.dataplane.wire import icmp, ipv4, tcp, vnet
 from appliance.dataplane.wire.checksum import adjust, swap
 from appliance.observe.counters import COUNTS, FROM_TUN, Count, Drop
 from appliance.tables import layout
@@ -354,12 +354,10 @@ def _is_checksum_sound(buffer, at, p):
     start = le16(buffer, at + vnet.CSUM_START)
     field = start + le16(buffer, at + vnet.CSUM_OFFSET)
     transport = p.l4 - p.at
-    own = icmp.CHECKSUM
-    if p.protocol == TCP:
-        own = tcp.CHECKSUM
-    elif p.protocol == UDP:
-        own = udp.CHECKSUM
-    is_own = start == transport and field == transport + own
+    own = p.field - p.at
+    if p.protocol == ICMP:
+        own = transport + icmp.CHECKSUM
+    is_own = start == transport and field == own
     is_beside = p.kind == WHOLE and start >= transport and field >= p.header
     return field + 2 <= p.length and (is_own or is_beside)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from appliance import limits
 from appliance.dataplane import flow, learn, libc, memory, misses
+from appliance.dataplane.balance import sticky as sticky_table
 from appliance.dataplane.classify import PACKET
 from appliance.tables import layout, read
 
@@ -33,10 +34,13 @@ STATE = np.dtype(
         ("epoch", "i8"),  # of the tables, as of this batch
         ("now", "i8"),  # monotonic nanoseconds, as of this batch
         ("next_sweep", "i8"),
+        ("random", "i8"),  # numbers drawn so far (``balance.least_flows``)
         ("tun_hot", "i8"),  # drain it, rather than one packet a wake-up
         ("wire_hot", "i8"),
         ("tun_woken", "i8"),  # when it last had something
         ("wire_woken", "i8"),
+        ("busy_ns", "i8"),  # how long to look for packets before sleeping; 0: not at all
+        ("gap", "i8"),  # how long it recently took until the next packet came, on average
         ("polled", "i8"),  # when the descriptors were last asked what is ready
         ("learn", "i8"),  # ``source.MODES``
         ("fragmenting", "i8"),  # socket for what may be fragmented on the underlay
@@ -191,6 +195,8 @@ class Worker(NamedTuple):
     control: Any
     misses: Any
     positions: Any
+    loads: Any
+    sticky: Any
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,7 @@ class Settings:
     handoff_ports: tuple[int, ...] = ()
     seed: int = 0
     learn: int = 0
+    busy_ns: int = 0
     system_calls: Any = field(default_factory=libc.table)
 
 
@@ -229,22 +236,28 @@ def make(
     counters: Any,
     control: Any,
     reports: Any,
+    sticky: Any = None,
 ) -> Worker:
-    """A worker over its shared memory, with fresh scratch memory."""
+    """A worker over its shared memory, with fresh scratch memory. Without ``sticky`` it remembers clients by itself."""
     record = np.zeros(1, WORKER)
     w = record[0]
     read.locate(w, tables)
     flows = flow.make(w, records, settings.seed)
     positions = np.full(int(tables.header[layout.H_SERVICES]), settings.index, dtype=np.uint32)
+    # One more than there are hosts: what goes to a learned host counts for nobody.
+    loads = np.zeros(int(tables.header[layout.H_HOSTS]) + 1, dtype=np.uint32)
+    if sticky is None:
+        sticky = np.zeros(sticky_table.SECTIONS[0][2], dtype=np.int64)
     w["counters_at"], w["control_at"] = counters.ctypes.data, control.ctypes.data
     w["misses_at"] = reports.ctypes.data
     w["held_stack"], w["held_free"] = np.arange(limits.HELD_SLOTS)[::-1], limits.HELD_SLOTS
     w["state"][0]["refusals"] = control[misses.REFUSALS]
-    w["positions_at"], w["positions_count"] = positions.ctypes.data, len(positions)
+    for name, array in (("positions", positions), ("loads", loads), ("sticky", sticky)):
+        w[f"{name}_at"], w[f"{name}_count"] = array.ctypes.data, len(array)
     _set_state(w["state"][0], settings, descriptors)
     _set_arrays(w, settings, descriptors)
     _set_slots(record)
-    return Worker(record, tables, flows, counters, control, reports, positions)
+    return Worker(record, tables, flows, counters, control, reports, positions, loads, sticky)
 
 
 def _set_state(state: Any, settings: Settings, descriptors: Descriptors) -> None:
@@ -253,7 +266,7 @@ def _set_state(state: Any, settings: Settings, descriptors: Descriptors) -> None
     state["epoll"] = descriptors.epoll
     state["port"], state["source_ports"] = settings.port, len(descriptors.sources)
     state["udp_gso"], state["coalesce"] = settings.udp_gso, settings.coalesce
-    state["learn"] = settings.learn
+    state["learn"], state["busy_ns"] = settings.learn, settings.busy_ns
     state["fragmenting"], state["missed"] = descriptors.fragmenting, descriptors.missed
 
 

@@ -27,7 +27,9 @@ from appliance.tables.read import epoch, find_host, find_node, find_service
 
 _HOT_NS = 20_000
 _SWEEP_NS = 4_000_000
+_SWEEPS_MAX = limits.WAIT_NS // _SWEEP_NS
 _POLL_NS = 50_000
+_GAP_MAX = 4  # a pause counts as so many times ``busy_ns`` at most, so that a few quick packets end its effect
 _SETTLE_NS = 100_000_000
 _HANDED_BATCH = limits.WIRE_BATCH
 _WAITS, _EXPIRED = COUNTS + Count.WAITS.value, COUNTS + Count.FLOWS_EXPIRED.value
@@ -68,8 +70,9 @@ def begin_batch(w):
     state.epoch = current
     counters(w)[HEARTBEAT] = state.now
     if state.now >= state.next_sweep:
+        missed = min((state.now - state.next_sweep) // _SWEEP_NS, _SWEEPS_MAX)  # while it slept
         state.next_sweep = state.now + _SWEEP_NS
-        counters(w)[_EXPIRED] += flow.sweep(w, state.now, limits.SWEEP_STEP)
+        counters(w)[_EXPIRED] += flow.sweep(w, state.now, limits.SWEEP_STEP * (1 + missed))
         counters(w)[_LIVE] = flow.live(w)
         fragment.expire(w)
     if state.waiting > 0:
@@ -215,10 +218,39 @@ def look(w, again):
 
 @njit
 def wait(w):
-    """Sleep until a descriptor is ready; gives which stages have work."""
+    """Wait until a descriptor is ready; gives which stages have work.
+
+    With ``workers.busy_poll`` it looks for a while before it sleeps, if packets have lately come that soon: waking up
+    costs more than that, and on a virtual machine a halted CPU costs an exit. It gives way at each look, so that
+    whoever else is ready on this CPU runs.
+    """
+    state = w.state[0]
+    if state.busy_ns == 0:
+        return _sleep(w)
+    ready = _look_for_a_while(w) if state.gap < state.busy_ns else np.int64(0)
+    if ready == 0:
+        ready = _sleep(w)
+    waited = libc.monotonic(w.libc, w.scratch) - state.now
+    state.gap += (min(waited, _GAP_MAX * state.busy_ns) - state.gap) >> 3
+    return ready
+
+
+@njit
+def _sleep(w):
     store_release(counters(w), ANNOUNCED, ASLEEP)
     counters(w)[_WAITS] += 1
     return _ready(w, -1)
+
+
+@njit
+def _look_for_a_while(w):
+    until = w.state[0].now + w.state[0].busy_ns
+    while libc.monotonic(w.libc, w.scratch) < until:
+        ready = _ready(w, 0)
+        if ready or load_acquire(control(w), STOP):
+            return ready
+        libc.give_way(w.libc)
+    return np.int64(0)
 
 
 @njit

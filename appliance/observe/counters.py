@@ -75,6 +75,7 @@ class Count(IntEnum):
     REPLIES_LIMITED = 27  # that we would have sent, had not the same source got so many
     REASSEMBLED = 28  # datagrams put together from their fragments
     TRANSLATED_ERRORS = 29  # ICMP errors with the packet inside translated
+    PROBES_ANSWERED = 30  # round-trip probes of other nodes
 
 
 # Words of the segment.

@@ -130,6 +130,7 @@ class Api:
         app.router.add_get("/v1/cluster", self.cluster)
         app.router.add_post("/v1/need", self.need)
         app.router.add_get("/v1/resolve/{address}", self.resolve)
+        app.router.add_get("/v1/names/{name}", self.name)
         NodeEngine(self._supervisor).add_routes(app.router)
         return app
 
@@ -187,6 +188,16 @@ class Api:
             }
         )
 
+    async def name(self, request: web.Request) -> web.Response:
+        """Where a name leads, and why; behind a ServiceIP, the containers that its policy chooses from."""
+        supervisor = self._supervisor
+        if supervisor.naming is None:
+            return _refuse("naming.enabled: expected true")
+        explained = await supervisor.naming.explain(request.match_info["name"])
+        if "error" in explained:
+            return _refuse(explained["error"])
+        return _reply({**explained, "behind": _behind(supervisor, explained.get("records", []))})
+
     async def reload(self, _request: web.Request) -> web.Response:
         """Read the configuration and the static tables again."""
         return _reply({"changed": await self._supervisor.reload()})
@@ -212,6 +223,7 @@ class Api:
                     **_age(supervisor.membership.status()),
                 },
                 "cluster": _summary(supervisor.membership.status()),
+                "naming": None if supervisor.naming is None else await supervisor.naming.status(),
                 "upkeep": supervisor.upkeep.status(),
             }
         )
@@ -219,6 +231,16 @@ class Api:
     async def flows(self, _request: web.Request) -> web.Response:
         """Live flows of all workers."""
         return _reply({"flows": [f for w in self._supervisor.pool.workers for f in listing(w.index, w.records)]})
+
+
+def _behind(supervisor: Supervisor, records: list[str]) -> list[dict[str, Any]]:
+    """The tables' entries of the ServiceIPs among some records."""
+    found = []
+    for kind, _, text in (record.partition(" ") for record in records):
+        service = supervisor.catalogue.services.get(ip_address(text)) if kind in ("A", "AAAA") else None
+        if service is not None:
+            found.append(_service(service))
+    return found
 
 
 def _host(host: Host) -> dict[str, Any]:

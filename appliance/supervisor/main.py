@@ -52,6 +52,9 @@ from appliance.tables.publish import TableFullError
 if TYPE_CHECKING:
     from appliance.supervisor.publication import Listener
 
+if TYPE_CHECKING:
+    from appliance.supervisor.naming import Naming
+
 log = logging.getLogger(__name__)
 
 
@@ -98,6 +101,7 @@ class Supervisor:
         self.offloads: dict[str, Offload] = {}
         self.environment = EnvironmentManager(config)
         self.listeners: list[Listener] = []
+        self.naming: Naming | None = None
         self.last_error = ""
         self._stack = AsyncExitStack()
 
@@ -113,6 +117,7 @@ class Supervisor:
         from appliance.supervisor.api import serve
         from appliance.supervisor.membership import Membership
         from appliance.supervisor.peers import Peers
+        from appliance.supervisor.prober import Prober
         from appliance.supervisor.publication import Publication
         from appliance.supervisor.upkeep import Upkeep
         from appliance.supervisor.workers import WorkerPool, cpus_of
@@ -134,6 +139,10 @@ class Supervisor:
         self.pool.on_too_big = self.peers.too_big
         self.publication = Publication(self.catalogue, here)
         self.publication.listeners = self.listeners
+        self.prober = Prober(self.publication.rearrange)
+        self.publication.arrange = self.prober.arrange
+        await self.prober.start()
+        self._stack.callback(self.prober.close)
         self.membership = Membership(
             self.config, here, self.environment, self.publication, self.pool, self.peers, self.publisher.set_gateways
         )
@@ -150,8 +159,17 @@ class Supervisor:
         await self.pool.start(
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )
+        self._start_naming()
         self._stack.push_async_callback(await serve(self))
         log.info("ready", extra={"address": str(self.address), "workers": workers})
+
+    def _start_naming(self) -> None:
+        from appliance.supervisor.naming import Naming
+
+        if self.config.naming.enabled:
+            self.naming = Naming(self.config, self.publication, self.membership, self.environment)
+            self._stack.push_async_callback(self.naming.stop)
+            self.naming.start()
 
     def _make_directories(self) -> None:
         for directory in (self.config.paths.runtime, self.config.paths.state):
@@ -162,7 +180,7 @@ class Supervisor:
 
     def _capacity(self) -> layout.Capacity:
         tables = self.config.tables
-        return layout.Capacity(tables.hosts, tables.services, tables.backends, tables.nodes)
+        return layout.Capacity(tables.hosts, tables.services, tables.backends, tables.maglev, tables.nodes)
 
     def _open_tun(self, workers: int) -> TunDevice:
         tun = TunDevice(self.config.network.tun, workers)
@@ -223,18 +241,26 @@ class Supervisor:
             raise NotReadyError(self.membership.why_not_ready())
         attachment = await self.environment.attach(service, instance, netns)
         await self.membership.reconcile()
+        if self.naming is not None:
+            await self.naming.attached(attachment)
         return attachment
 
     async def detach(self, service: str, instance: int) -> bool:
         """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
+        known = [it for it in self.environment.attachments() if (it.service, it.instance) == (service, instance)]
         found = await self.environment.detach(service, instance)
         await self.membership.reconcile()
+        if self.naming is not None:
+            for attachment in known:
+                await self.naming.detached(attachment)
         return found
 
     async def attachment_gone(self, attachment: Attachment) -> None:
         """A container's link or namespace is gone: forget it, and say so. Nothing if it is there after all."""
         await self.environment.forget(attachment.service, attachment.instance)
         await self.membership.reconcile()
+        if self.naming is not None:
+            await self.naming.detached(attachment)
 
     async def uplink_changed(self) -> None:
         """Links, addresses or routes of the underlay changed: paths may have other MTUs, the connection to the cluster
@@ -284,6 +310,8 @@ class Supervisor:
             self.last_error = f"reload: {error}"
             raise
         configure(self.config.log.level)
+        if self.naming is not None:
+            self.naming.reconfigure(self.config)
         self.last_error = ""
         return [*(change.key for change in differences), *changed]
 

@@ -38,6 +38,8 @@ MANY: Final = 1_000
 """Jobs that change at once from which on the collector is kept away: a start or another uplink, not a notice."""
 
 Jobs = Mapping[str, TableQueryResult]
+Arrange = Callable[[Callable[[IPAddress], Host | None], list[Service]], list[Service]]
+"""Puts the instances of ``closest`` services in order (``supervisor.prober``)."""
 Listener = Callable[[Tables], None]
 """Is given all jobs, and the names of those that are different now, or gone."""
 
@@ -55,6 +57,8 @@ class Publication:
         self._services: Claims[Service] = Claims()
         self._new_hosts: dict[IPAddress, Host | None] = {}
         self._new_services: dict[IPAddress, Service | None] = {}
+        self._closest: dict[IPAddress, Service] = {}
+        self.arrange: Arrange = lambda _find, services: services
 
     @property
     def jobs(self) -> Jobs:
@@ -96,12 +100,19 @@ class Publication:
         left, self._cluster = frozenset(self._cluster), {}
         return self._publish(left)
 
+    def rearrange(self) -> None:
+        """Another node is the nearest of a ``closest`` service."""
+        try:
+            self._publish(())
+        except TableFullError as error:
+            log.error("tables refused, the old order stays in force", extra={"error": str(error)})
+
     def _publish(self, changed: Iterable[str]) -> Change:
         """Brings what is known of these jobs into the tables, and tells the listeners."""
         names = frozenset(changed)
         with _collector(aside=len(names) >= MANY):
             self._derive(names)
-            change = self._catalogue.update(self._new_hosts, self._new_services)
+            change = self._catalogue.update(self._new_hosts, self._new_services | self._arranged())
         self._new_hosts.clear()
         self._new_services.clear()
         self._tell(names)
@@ -115,6 +126,15 @@ class Publication:
             )
             self._new_hosts.update(self._hosts.replace(job, hosts))
             self._new_services.update(self._services.replace(job, services))
+
+    def _arranged(self) -> dict[IPAddress, Service | None]:
+        """All ``closest`` services in order: a host that came or went may be theirs."""
+        for address, service in self._new_services.items():
+            if service is not None and service.policy == "closest":
+                self._closest[address] = service
+            else:
+                self._closest.pop(address, None)
+        return {it.address: it for it in self.arrange(self._hosts.entry, list(self._closest.values()))}
 
     def _tell(self, changed: frozenset[str]) -> None:
         if not changed or not self.listeners:
@@ -147,6 +167,7 @@ def _by_job(results: Iterable[TableQueryResult]) -> dict[str, TableQueryResult]:
     ordered = sorted(results, key=lambda result: result.job)
     found = {}
     for job, group in groupby(ordered, key=lambda result: result.job):
-        instances = tuple(instance for result in group for instance in result.instances)
-        found[job] = TableQueryResult(app_name=job, instance_list=instances)
+        results_of_job = list(group)
+        instances = tuple(instance for result in results_of_job for instance in result.instances)
+        found[job] = results_of_job[0].model_copy(update={"instances": instances, "query_key": ""})
     return found

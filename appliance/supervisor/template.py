@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 _MEMORY = ("tables", "records", "counters", "control", "misses")
-DESCRIPTORS = (*_MEMORY, "tun", "wire", "handoff", "wake", "missed", "fragmenting")
+DESCRIPTORS = (*_MEMORY, "tun", "wire", "handoff", "wake", "missed", "fragmenting", "sticky")
 """In this order, and then the sources."""
 _FDS_MAX = 128
 _MESSAGE_MAX = 65_536
@@ -48,6 +48,7 @@ class Spawn:
     hosts: int
     services: int
     choices: int
+    maglev: int
     nodes: int
     flows: int
     udp_gso: bool
@@ -55,6 +56,7 @@ class Spawn:
     handoff_ports: tuple[int, ...]
     seed: int
     learn: int
+    busy_ns: int
 
     def encode(self) -> bytes:
         """The message of the request."""
@@ -143,16 +145,19 @@ def _become_worker(spawn: Spawn, fds: list[int]) -> None:
 
 def _forward(spawn: Spawn, fds: list[int]) -> None:
     from appliance.dataplane import flow, memory, misses, sleep, state, worker
+    from appliance.dataplane.balance import sticky
     from appliance.observe import counters
     from appliance.tables import layout, read, segment
 
     named = dict(zip(DESCRIPTORS, fds, strict=False))
     sources = tuple(fds[len(DESCRIPTORS) :])
-    tables = read.attach(named["tables"], layout.Capacity(spawn.hosts, spawn.services, spawn.choices, spawn.nodes))
+    capacity = layout.Capacity(spawn.hosts, spawn.services, spawn.choices, spawn.maglev, spawn.nodes)
+    tables = read.attach(named["tables"], capacity)
     records = segment.arrays(named["records"], [("records", flow.FLOW, spawn.flows)], writable=True)["records"]
     counts = segment.arrays(named["counters"], counters.SECTIONS, writable=True)["counters"]
     control = segment.arrays(named["control"], memory.SECTIONS, writable=False)["control"]
     reports = segment.arrays(named["misses"], misses.SECTIONS, writable=True)["misses"]
+    clients = segment.arrays(named["sticky"], sticky.SECTIONS, writable=True)["sticky"]
     settings = state.Settings(
         index=spawn.index,
         workers=spawn.workers,
@@ -162,6 +167,7 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
         handoff_ports=spawn.handoff_ports,
         seed=spawn.seed,
         learn=spawn.learn,
+        busy_ns=spawn.busy_ns,
     )
     epoll = sleep.descriptor(named["tun"], named["wire"], named["handoff"], named["wake"])
     descriptors = state.Descriptors(
@@ -173,7 +179,7 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
         missed=named["missed"],
         fragmenting=named["fragmenting"],
     )
-    made = state.make(settings, descriptors, tables, records, counts, control, reports)
+    made = state.make(settings, descriptors, tables, records, counts, control, reports, clients)
     worker.work(made.record)
 
 

@@ -2,7 +2,8 @@
 
 Theory of operation
 -------------------
-The pool owns, for each worker, what must outlive it: TUN queue, sockets, flow records, counters. The processes are
+The pool owns, for each worker, what must outlive it: TUN queue, sockets, flow records, counters; and for
+all of them the table of sticky clients. The processes are
 forked by the template (``supervisor.template``) and watched through pidfds, so a death is noticed at once, whoever
 reaps it. A dead worker is replaced on the same descriptors and memory: its flows stall while the new process starts,
 its siblings notice nothing. The first replacement is immediate; one that dies within ``STABLE_S`` of its start waits
@@ -31,6 +32,7 @@ from typing import Any
 from appliance import limits
 from appliance.config import Config
 from appliance.dataplane import flow, memory, misses
+from appliance.dataplane.balance import sticky
 from appliance.dataplane.source import MODES
 from appliance.environment.tun import TunDevice
 from appliance.observe import counters
@@ -110,6 +112,7 @@ class WorkerPool:
             new_worker(i, cpu, tun.descriptors[i], sockets[i], config.workers.flows) for i, cpu in enumerate(cpus)
         ]
         self._handoff_ports = tuple(s.handoff_port for s in sockets)
+        self._sticky = segment.create("edge-sticky", sticky.SECTIONS)
         self._seed = int.from_bytes(os.urandom(7), "little")
         self._offloads: dict[str, bool] = {}
         self._publisher: Publisher | None = None
@@ -242,6 +245,7 @@ class WorkerPool:
             capacity.hosts,
             capacity.services,
             capacity.choices,
+            capacity.maglev,
             capacity.nodes,
             self._config.workers.flows,
             self._offloads["udp_gso"],
@@ -249,12 +253,13 @@ class WorkerPool:
             self._handoff_ports,
             self._seed,
             MODES[self._config.tunnel.learn_hosts],
+            self._config.workers.busy_poll * 1_000,
         )
         tables = self._publisher.descriptor()
         socks = worker.sockets
         fds = [tables, *(worker.fds[name] for name in ("records", "counters", "control", "misses")), worker.queue]
         fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, worker.reports.descriptor]
-        fds.append(socks.fragmenting.fileno())
+        fds += [socks.fragmenting.fileno(), self._sticky]
         fds += [sock.fileno() for sock in socks.sources]
         try:
             socket.send_fds(self._control, [spawn.encode()], fds)
@@ -328,5 +333,6 @@ class WorkerPool:
 
     def close(self) -> None:
         """Give up all memory and sockets of the workers."""
+        os.close(self._sticky)
         for worker in self._workers:
             worker.close()

@@ -6,6 +6,8 @@ large the tables are. ``replace`` does so for all addresses.
 
 A host's *generation* is the identity of the instance behind an address: it changes when the address gets another
 instance, and not when the instance's node gets another underlay address. Flows carry it.
+A ServiceIP's generation changes when a backend leaves its choice list, and not when the list grows or its order
+changes: it tells UDP flows to look whether they may stay.
 
 On a full table the change stops at the row that did not fit; ``update`` raises, and whoever calls it with the same
 addresses again tries the rest again.
@@ -14,7 +16,8 @@ addresses again tries the rest again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -24,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from appliance import limits
-from appliance.tables import layout
+from appliance.tables import layout, maglev
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import Publisher, TableFullError
 
@@ -34,12 +37,18 @@ NODES_AT_ONCE = 64
 NOWHERE = IPv6Address(0)
 """In place of an instance IP that there is not: both words zero."""
 Entry = TypeVar("Entry")
-POLICIES = {"rr": layout.POLICY_RR, "instance": layout.POLICY_INSTANCE}
+POLICIES = {
+    "rr": layout.POLICY_RR,
+    "instance": layout.POLICY_INSTANCE,
+    "closest": layout.POLICY_CLOSEST,
+    "least-flows": layout.POLICY_LEAST_FLOWS,
+    "maglev": layout.POLICY_MAGLEV,
+}
 
 
 @dataclass(frozen=True)
 class Host:
-    """A container on the overlay. ``owner`` names the instance (``job.number``)."""
+    """A container on the overlay. ``owner`` names the instance (``job.number``). ``down``: no flow may stay with it."""
 
     address: IPAddress
     node: IPAddress
@@ -47,17 +56,63 @@ class Host:
     instance_ip: IPAddress | None = None
     local: bool = False
     owner: str = ""
+    down: bool = False
 
 
 @dataclass(frozen=True)
 class Service:
-    """A ServiceIP: which policy chooses among which namespace addresses, with which weights (default: all 1)."""
+    """A ServiceIP: which policy chooses among which namespace addresses, with which weights (default: all 1).
+
+    Weight 0 drains: no new flow, UDP moves at once, TCP stays. ``near`` is for ``closest``: how many of the backends,
+    from the first on, are to be chosen among; the others follow in the order in which they stand in for them.
+    ``sticky``: seconds for which a client keeps its instance. ``hash_port`` is for ``maglev``: a client is an address
+    and port.
+    """
 
     address: IPAddress
     policy: str
     backends: tuple[IPAddress, ...]
     weights: tuple[int, ...] = ()
     name: str = ""
+    near: int = 0
+    sticky: int = 0
+    hash_port: bool = False
+
+    def weighted(self) -> list[tuple[IPAddress, int]]:
+        """The backends that may be given to new flows, with their weights."""
+        weights = self.weights or (1,) * len(self.backends)
+        return [(backend, weight) for backend, weight in zip(self.backends, weights, strict=True) if weight > 0]
+
+
+class Ordinals:
+    """Numbers below a capacity, one a key, for as long as the key is there."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._of: dict[IPAddress, int] = {}
+        self._free: list[int] = []
+
+    def take(self, key: IPAddress) -> int | None:
+        """The key's number, from now on if it has none yet; None if there is none left."""
+        number = self._of.get(key)
+        if number is None and (self._free or len(self._of) < self._capacity):
+            number = self._of[key] = self._free.pop() if self._free else len(self._of)
+        return number
+
+    @contextmanager
+    def lent(self, keys: Collection[IPAddress], kept: Container[IPAddress]) -> Iterator[list[int | None]]:
+        """The numbers of some keys; if the block fails, those of keys that are not kept are taken back."""
+        try:
+            yield [self.take(key) for key in keys]
+        except TableFullError:
+            for key in keys:
+                if key in self._of and key not in kept:
+                    self.give(key)
+            raise
+
+    def give(self, key: IPAddress) -> None:
+        """Take the key's number back."""
+        self._free.append(self._of.pop(key))
 
 
 @dataclass(frozen=True)
@@ -103,8 +158,9 @@ class Catalogue:
         self._services: dict[IPAddress, Service] = {}
         self._nodes: dict[IPAddress, Node] = {}
         self._generations: dict[IPAddress, int] = {}
-        self._ordinals: dict[IPAddress, int] = {}
-        self._free_ordinals: list[int] = []
+        self._offers: dict[IPAddress, int] = {}
+        self._host_ordinals = Ordinals(publisher.capacity.hosts)
+        self._service_ordinals = Ordinals(publisher.capacity.services)
         self._generation = 0
         self.on_host: Callable[[Host | None, Host | None], None] = lambda _before, _after: None
         """Called with each host's entry before and after a change, once the change is in the table."""
@@ -178,15 +234,11 @@ class Catalogue:
         try:
             self._put(put_hosts, put_services)
         except TableFullError:
-            self._give_back_ordinals()
             if not no_services and not no_hosts:
                 raise
             self._remove(no_services, no_hosts)  # what is to go must not stand in the way of what is to come
             self._publisher.publish()
-            try:
-                self._put(put_hosts, put_services)
-            finally:
-                self._give_back_ordinals()
+            self._put(put_hosts, put_services)
         else:
             self._remove(no_services, no_hosts)
         is_change = put_hosts or put_services or no_services or no_hosts
@@ -208,8 +260,10 @@ class Catalogue:
             generations = [self._generation_of(host) for host in hosts.values()]
             before = {address: self._hosts.get(address) for address in hosts}
             try:
-                with _recording(self._hosts, hosts):
-                    self._publisher.put_hosts(host_rows(hosts.values(), generations))
+                with self._host_ordinals.lent(hosts, self._hosts) as ordinals, _recording(self._hosts, hosts):
+                    # Who got no number comes last, and has no room in the table either.
+                    numbers = [ordinal or 0 for ordinal in ordinals]
+                    self._publisher.put_hosts(host_rows(hosts.values(), generations, numbers))
             finally:
                 self._tell(before)
 
@@ -223,40 +277,40 @@ class Catalogue:
     def _generation_of(self, host: Host) -> int:
         """A host's generation, which is another one if the address gets another instance."""
         known = self._hosts.get(host.address)
-        if known is None or (known.owner, known.instance_ip) != (host.owner, host.instance_ip):
+        if known is None or _identity(known) != _identity(host):
             self._generation += 1
             self._generations[host.address] = self._generation
         return self._generations[host.address]
 
     def _put_services(self, services: Mapping[IPAddress, Service]) -> None:
         if services:
-            ordinals = [self._ordinal_of(address) for address in services]
-            with _recording(self._services, services):
-                self._publisher.put_services(service_rows(services.values(), ordinals), choice_rows(services.values()))
+            with self._service_ordinals.lent(services, self._services) as ordinals:
+                if None in ordinals:
+                    self._publisher.refuse_service()
+                rows = service_rows(services.values(), ordinals, [self._offer_of(it) for it in services.values()])
+                tables = [slots_of(service) for service in services.values()]
+                with _recording(self._services, services):
+                    self._publisher.put_services(rows, choice_rows(services.values()), tables)
 
-    def _ordinal_of(self, address: IPAddress) -> int:
-        ordinal = self._ordinals.get(address)
-        if ordinal is None:
-            if len(self._ordinals) == self._publisher.capacity.services:
-                self._publisher.refuse_service()
-            ordinal = self._free_ordinals.pop() if self._free_ordinals else len(self._ordinals)  # else all are in use
-            self._ordinals[address] = ordinal
-        return ordinal
-
-    def _give_back_ordinals(self) -> None:
-        """Those of services that did not get into the table."""
-        for address in self._ordinals.keys() - self._services.keys():
-            self._free_ordinals.append(self._ordinals.pop(address))
+    def _offer_of(self, service: Service) -> int:
+        """A ServiceIP's generation: another one if it is new, or gives a backend to nobody any more."""
+        known = self._services.get(service.address)
+        before = set() if known is None else {backend for backend, _ in known.weighted()}
+        if known is None or not before <= {backend for backend, _ in service.weighted()}:
+            self._generation += 1
+            self._offers[service.address] = self._generation
+        return self._offers[service.address]
 
     def _remove_host(self, address: IPAddress) -> None:
         self._publisher.remove_host(*layout.words(address))
         self.on_host(self._hosts.pop(address), None)
         del self._generations[address]
+        self._host_ordinals.give(address)
 
     def _remove_service(self, address: IPAddress) -> None:
         self._publisher.remove_service(*layout.words(address))
-        del self._services[address]
-        self._free_ordinals.append(self._ordinals.pop(address))
+        del self._services[address], self._offers[address]
+        self._service_ordinals.give(address)
 
 
 @contextmanager
@@ -270,13 +324,18 @@ def _recording(known: dict[IPAddress, Entry], put: Mapping[IPAddress, Entry]) ->
     known.update(put)
 
 
-def host_rows(hosts: Collection[Host], generations: Sequence[int]) -> Any:
+def _identity(host: Host) -> tuple[object, ...]:
+    """What makes the instance behind an address another one, for the flows to it."""
+    return host.owner, host.instance_ip, host.down
+
+
+def host_rows(hosts: Collection[Host], generations: Sequence[int], ordinals: Sequence[int]) -> Any:
     """Rows of ``layout.HOST``."""
     rows = np.zeros(len(hosts), dtype=layout.HOST)
     _set_words(rows, "address", [host.address for host in hosts])
     _set_words(rows, "node", [host.node for host in hosts])
     _set_words(rows, "instance", [host.instance_ip or NOWHERE for host in hosts])
-    rows["generation"] = generations
+    rows["generation"], rows["ordinal"] = generations, ordinals
     rows["port"] = [host.port for host in hosts]
     rows["flags"] = [layout.HOST_LOCAL if host.local else 0 for host in hosts]
     return rows
@@ -292,29 +351,63 @@ def node_rows(nodes: Collection[Node]) -> Any:
     return rows
 
 
-def service_rows(services: Collection[Service], ordinals: Sequence[int]) -> Any:
-    """Rows of ``layout.SERVICE``, their choices counted and yet to be placed."""
+def service_rows(services: Collection[Service], ordinals: Sequence[int | None], offers: Sequence[int]) -> Any:
+    """Rows of ``layout.SERVICE``, their choices counted; choices and tables are yet to be placed."""
     rows = np.zeros(len(services), dtype=layout.SERVICE)
     _set_words(rows, "address", [service.address for service in services])
-    rows["ordinal"] = ordinals
+    rows["ordinal"], rows["generation"] = ordinals, offers
     rows["policy"] = [POLICIES[service.policy] for service in services]
+    rows["flags"] = [layout.SERVICE_HASH_PORT if service.hash_port else 0 for service in services]
     rows["count"] = [len(choices(service)) for service in services]
+    rows["near"] = [near_places(service) for service in services]
+    rows["sticky"] = [service.sticky for service in services]
     return rows
 
 
 def choice_rows(services: Collection[Service]) -> Any:
     """Rows of ``layout.CHOICE``: the choices of all services, end to end."""
-    backends = [address for service in services for address in choices(service)]
-    rows = np.zeros(len(backends), dtype=layout.CHOICE)
-    _set_words(rows, "address", backends)
+    places = [place for service in services for place in choices(service)]
+    rows = np.zeros(len(places), dtype=layout.CHOICE)
+    _set_words(rows, "address", [address for address, _ in places])
+    rows["weight"] = [weight for _, weight in places]
     return rows
 
 
-def choices(service: Service) -> Sequence[IPAddress]:
-    """The choice list: each backend as often as its weight says, spread evenly (smooth weighted round robin)."""
-    if not service.weights:
-        return service.backends
-    return [service.backends[i] for i in spread(service.weights)]
+def near_places(service: Service) -> int:
+    """How many places of the choice list are chosen among."""
+    near = _near(service)
+    return len(_repeated(near)) if service.policy == "closest" and near else len(choices(service))
+
+
+def slots_of(service: Service) -> Any:
+    """The maglev table of a ServiceIP over its choice list; None if it needs none."""
+    weighted = choices(service) if service.policy == "maglev" else []
+    return maglev.slots([it for it, _ in weighted], [weight for _, weight in weighted]) if weighted else None
+
+
+def choices(service: Service) -> list[tuple[IPAddress, int]]:
+    """The choice list: backends and weights. For ``maglev`` each backend once; for ``closest`` the near ones by weight,
+    then the others once; else each as often as its weight says, spread evenly (smooth weighted round robin)."""
+    if service.policy == "maglev":
+        weights: Counter[IPAddress] = Counter()
+        for backend, weight in service.weighted():
+            weights[backend] += weight
+        return sorted(weights.items(), key=lambda it: it[0].packed)[: limits.CHOICES_MAX]
+    if service.policy == "closest" and (near := _near(service)):
+        known = {backend for backend, _ in near}
+        return _repeated(near) + [it for it in service.weighted() if it[0] not in known]
+    return _repeated(service.weighted())
+
+
+def _near(service: Service) -> list[tuple[IPAddress, int]]:
+    near = set(service.backends[: service.near])
+    return [it for it in service.weighted() if it[0] in near]
+
+
+def _repeated(weighted: list[tuple[IPAddress, int]]) -> list[tuple[IPAddress, int]]:
+    if all(weight == 1 for _, weight in weighted):
+        return weighted
+    return [weighted[i] for i in spread(weight for _, weight in weighted)]
 
 
 def _set_words(rows: Any, name: str, addresses: Iterable[IPAddress]) -> None:

@@ -42,12 +42,25 @@ HOST: Final = np.dtype(
         ("next", "u4"),
         ("port", "u2"),  # UDP port of its node, host order
         ("flags", "u2"),
-        ("reserved", "u4"),
+        ("ordinal", "u4"),  # stays the same while the address is in the table: where a worker counts its flows to it
     ]
 )
 
 POLICY_RR: Final = 0
 POLICY_INSTANCE: Final = 1
+POLICY_CLOSEST: Final = 2
+POLICY_LEAST_FLOWS: Final = 3
+POLICY_MAGLEV: Final = 4
+
+SERVICE_HASH_PORT: Final = 1  # flag, for maglev: the client's port is hashed too
+
+# Maglev: 2,039 is prime, as the permutations of slots need it, and enough for 200 backends within about 10 %.
+MAGLEV_SLOTS: Final = 2_039
+MAGLEV_BLOCK: Final = 2_048  # slots of one ServiceIP's table, rounded up to whole cache lines
+MAGLEV_CLIENT: Final = 0x436C69656E740000  # "Client": the hash that gives a client its slot, plus port and one
+MAGLEV_OFFSET: Final = 0x4F66667365740000  # "Offset", "Skip": the hashes that give a backend its permutation of slots
+MAGLEV_SKIP: Final = 0x536B697000000000
+NO_TABLE: Final = 0xFFFFFFFF
 
 SERVICE: Final = np.dtype(
     [
@@ -57,16 +70,21 @@ SERVICE: Final = np.dtype(
         ("count", "u4"),
         ("ordinal", "u4"),  # stays the same while the ServiceIP lives: where a worker keeps its round-robin position
         ("next", "u4"),
-        ("generation", "u4"),
+        ("generation", "u4"),  # changes when an instance left the choice list: UDP flows look whether it was theirs
         ("policy", "u1"),
         ("flags", "u1"),
         ("reserved", "u2"),
-        ("reserved2", "i8", 3),
+        ("near", "u4"),  # how many places, from the first on, the policy chooses among; all but for ``closest``
+        ("table", "u4"),  # maglev: number of its table
+        ("sticky", "u4"),  # seconds for which a client keeps its instance; 0: not at all
+        ("reserved2", "u4"),
+        ("reserved3", "i8"),
     ]
 )
 
-# A place of a choice list: the namespace address of a backend. Weights are expressed by repetition.
-CHOICE: Final = np.dtype([("address_hi", "i8"), ("address_lo", "i8")])
+# A place of a choice list: the namespace address of a backend. It is there as often as its weight says, which for
+# maglev is once: there its weight is in the table.
+CHOICE: Final = np.dtype([("address_hi", "i8"), ("address_lo", "i8"), ("weight", "u4"), ("reserved", "u4")])
 
 NODE_OURS: Final = 1  # flag: runs this appliance, so an instance IP may be a packet's destination on the wire
 
@@ -97,10 +115,11 @@ class Capacity:
     hosts: int = 65_536
     services: int = 16_384
     choices: int = 131_072
+    maglev: int = 1_024  # tables
     nodes: int = 8_192
 
 
-Section = tuple[str, "np.dtype[np.void] | np.dtype[np.int64] | np.dtype[np.uint32]", int]
+Section = tuple[str, "np.dtype[np.void] | np.dtype[np.int64] | np.dtype[np.uint32] | np.dtype[np.uint16]", int]
 
 
 def buckets_for(capacity: int) -> int:
@@ -119,6 +138,7 @@ def sections(capacity: Capacity) -> list[Section]:
         ("service_buckets", np.dtype(np.uint32), buckets_for(capacity.services)),
         ("services", SERVICE, capacity.services),
         ("choices", CHOICE, capacity.choices),
+        ("maglev", np.dtype(np.uint16), capacity.maglev * MAGLEV_BLOCK),
         ("node_buckets", np.dtype(np.uint32), buckets_for(capacity.nodes)),
         ("nodes", NODE, capacity.nodes),
     ]

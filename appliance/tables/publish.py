@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -134,6 +134,7 @@ class Publisher:
         self._services = _Entries("services", tables.service_buckets, tables.services, service_mask, seed)
         self._nodes = _Entries("nodes", tables.node_buckets, tables.nodes, node_mask, seed)
         self._choices = Buddy(capacity.choices)
+        self._maglev = list(range(capacity.maglev - 1, -1, -1))
         self._retired: deque[tuple[int, Callable[[list[int]], None], list[int]]] = deque()
 
     def _write_header(self) -> None:
@@ -198,16 +199,17 @@ class Publisher:
         """Remove a node, if it is there."""
         self._retire(self._nodes.free, self._nodes.remove(hi, lo))
 
-    def put_services(self, rows: Any, choices: Any) -> None:
+    def put_services(self, rows: Any, choices: Any, slots: Sequence[Any] = ()) -> None:
         """Insert or replace ServiceIPs; ``choices``: an array of ``layout.CHOICE``, as many for each row as its
-        ``count`` says, end to end.
+        ``count`` says, end to end; ``slots``: for each row its maglev table, or None.
 
         Raises TableFullError; its ``placed`` says how many rows are in the table.
         """
-        placed = at = 0
+        placed, at, tables = 0, 0, list(slots) or [None] * len(rows)
         for chunk in self._chunks(self._services, rows):
             count = int(chunk["count"].sum())
             try:
+                chunk["table"] = self._place_tables(tables[placed : placed + len(chunk)])
                 self._place_choices(chunk, choices[at : at + count])
             except TableFullError as error:
                 error.placed = placed
@@ -245,6 +247,7 @@ class Publisher:
             starts.extend(map(self._allocate_choices, counts.tolist()))
         except TableFullError:
             self._free_choices(starts)
+            self._free_slots(_tables_of(rows))
             raise
         rows["choices"] = starts
         ends = np.cumsum(counts)
@@ -261,13 +264,33 @@ class Publisher:
         except MemoryError as error:
             raise TableFullError(f"tables.backends: {error} of {self.capacity.choices}") from error
 
+    def _place_tables(self, tables: Sequence[Any]) -> list[int]:
+        """Write the maglev tables of all rows, or of none."""
+        wanted = sum(table is not None for table in tables)
+        if wanted > len(self._maglev):
+            self.publish()  # what was retired before may be free after another epoch
+        if wanted > len(self._maglev):
+            raise TableFullError(f"tables.maglev: all {self.capacity.maglev} tables are in use or not yet free")
+        return [layout.NO_TABLE if table is None else self._place_table(table) for table in tables]
+
+    def _place_table(self, table: Any) -> int:
+        number = self._maglev.pop()
+        start = number * layout.MAGLEV_BLOCK
+        self._tables.maglev[start : start + len(table)] = table
+        return number
+
     def _retire_services(self, places: list[int]) -> None:
-        self._retire(self._free_choices, [int(start) for start in self._tables.services[places]["choices"]])
+        rows = self._tables.services[places]
+        self._retire(self._free_choices, [int(start) for start in rows["choices"]])
+        self._retire(self._free_slots, _tables_of(rows))
         self._retire(self._services.free, places)
 
     def _free_choices(self, starts: list[int]) -> None:
         for start in starts:
             self._choices.free(start)
+
+    def _free_slots(self, numbers: list[int]) -> None:
+        self._maglev += numbers
 
     def _retire(self, free: Callable[[list[int]], None], places: list[int]) -> None:
         if places:
@@ -295,6 +318,11 @@ class Publisher:
     def close(self) -> None:
         """Give up the descriptor; mappings of readers stay valid."""
         os.close(self._fd)
+
+
+def _tables_of(rows: Any) -> list[int]:
+    """Numbers of the maglev tables of service rows."""
+    return [int(number) for number in rows["table"] if number != layout.NO_TABLE]
 
 
 @njit(cache=True)

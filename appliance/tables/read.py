@@ -29,6 +29,7 @@ class Tables(NamedTuple):
     service_buckets: Any
     services: Any
     choices: Any
+    maglev: Any
     node_buckets: Any
     nodes: Any
 
@@ -90,6 +91,12 @@ def choices(w):
 
 
 @njit
+def maglev_slots(w):
+    """Slots of all maglev tables: places in choice lists."""
+    return view(w.maglev_at, w.maglev_count, np.uint16)
+
+
+@njit
 def nodes(w):
     """Node entries."""
     return view(w.nodes_at, w.nodes_count, layout.NODE)
@@ -104,11 +111,13 @@ LOCATIONS = [
     ("service_buckets_at", "i8"),
     ("services_at", "i8"),
     ("choices_at", "i8"),
+    ("maglev_at", "i8"),
     ("node_buckets_at", "i8"),
     ("nodes_at", "i8"),
     ("hosts_count", "i8"),
     ("services_count", "i8"),
     ("choices_count", "i8"),
+    ("maglev_count", "i8"),
     ("nodes_count", "i8"),
 ]
 
@@ -117,7 +126,7 @@ def locate(w: Any, tables: Tables) -> None:
     """Write into a worker's record where the arrays of a mapping lie. The caller keeps the mapping alive."""
     for name, array in tables._asdict().items():
         w[f"{name}_at"] = array.ctypes.data
-    for name in ("hosts", "services", "choices", "nodes"):
+    for name in ("hosts", "services", "choices", "maglev", "nodes"):
         w[f"{name}_count"] = len(getattr(tables, name))
 
 

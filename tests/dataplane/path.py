@@ -22,7 +22,7 @@ from appliance.supervisor import reports
 from appliance.tables import catalogue, layout, publish, read
 from tests.oracle.model import Outcome, World
 
-CAPACITY = layout.Capacity(hosts=256, services=256, choices=1024)
+CAPACITY = layout.Capacity(hosts=256, services=256, choices=1024, maglev=16)
 TUN, WIRE, HANDOFF, EPOLL, FRAGMENTING = range(3, 8)
 _SECOND = 1_000_000_000
 
@@ -193,7 +193,13 @@ class CompiledPath:
         ]
         services = [
             catalogue.Service(
-                ipaddress.ip_address(s.address), s.policy, tuple(ipaddress.ip_address(b) for b in s.backends)
+                ipaddress.ip_address(s.address),
+                s.policy,
+                tuple(ipaddress.ip_address(b) for b in s.backends),
+                tuple(s.weights),
+                near=s.near,
+                sticky=s.sticky,
+                hash_port=s.hash_port,
             )
             for s in world.services
         ]

@@ -81,9 +81,7 @@ def test_kernel_and_hash_choose_the_same_worker(group: tuple[list[socket.socket]
 
 
 @pytest.mark.parametrize("protocol", [1, 58])
-def test_echo_is_steered_by_its_identifier(
-    group: tuple[list[socket.socket], tuple[str, int]], protocol: int
-) -> None:
+def test_echo_is_steered_by_its_identifier(group: tuple[list[socket.socket], tuple[str, int]], protocol: int) -> None:
     opened, address = group
     target = ipaddress.ip_address("10.18.0.2" if protocol == 1 else "fc00::2")
     make = ipv4 if protocol == 1 else ipv6

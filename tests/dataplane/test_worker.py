@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from appliance.dataplane import flow, libc, state
+from appliance import limits
+from appliance.dataplane import flow, libc, misses, state
 from appliance.dataplane.steering import steer
 from appliance.observe.counters import Count
 from appliance.tables import layout, read
 from tests.dataplane.path import CAPACITY, CompiledPath
+from tests.oracle import build
 from tests.oracle.model import Host, Service, World
 
 PLAIN = bytes(10)
@@ -31,7 +33,7 @@ def world(*backends: str, far_node: str = "192.0.2.2", without: str = "") -> Wor
         Host(OTHER, "192.0.2.3", 50103, "10.30.0.4"),
     ]
     services = [Service(SERVICE, "rr", list(backends or (FAR,)))]
-    services += [Service(h.instance_ip or "", "rr", [h.address]) for h in hosts]
+    services += [Service(h.instance_ip or "", "instance", [h.address]) for h in hosts]
     return World("192.0.2.1", 50103, [h for h in hosts if h.address != without], services, ["10.30.0.0/16"])
 
 
@@ -167,7 +169,7 @@ def test_a_packet_of_a_siblings_flow_is_handed_over_once() -> None:
     assert path.count(Count.HANDED_OVER) == 1
     passed_on = path.from_wire(("127.0.0.1", 777), packet)
     assert (len(passed_on.tun), passed_on.wire) == (1, [])
-    assert path.from_wire(("127.0.0.1", 778), packet).wire  # not a sibling's port: not trusted
+    assert path.from_wire(("127.0.0.1", 778), packet).drops == {"peer-spoof": 1}  # not a sibling's port: not trusted
 
 
 def test_a_local_delivery_goes_to_the_owner_of_its_other_end() -> None:
@@ -316,3 +318,64 @@ def test_a_new_worker_takes_over_the_flows_of_the_old_one() -> None:
     answer = successor.from_wire(("192.0.2.2", 50103), tcp("10.30.0.2", CLIENT, 80, 7))
     assert source(answer.tun[0][1]) == SERVICE
     assert successor.count(Count.FLOWS_OPENED) == 0
+
+
+# --- what waits, and what is put together --------------------------------------------------------------------------
+
+UNKNOWN = "10.30.30.99"
+NODE = ("192.0.2.2", 50103)
+
+
+def test_packets_that_waited_five_seconds_are_given_up_and_asked_about_once() -> None:
+    path = CompiledPath(world())
+    for sport in (1, 2, 3):
+        assert path.from_tun(PLAIN, udp(CLIENT, UNKNOWN, sport)).drops == {}
+    assert (path.count(Count.HELD), path.count(Count.MISSES)) == (3, 1)
+    path.calls.now += 5 * SECOND
+    assert path.run().drops == {"unknown-service": 3}
+
+
+def test_a_full_ring_of_reports_loses_the_question_and_says_so() -> None:
+    path = CompiledPath(world())
+    path.reports[misses.HEAD] = path.reports[misses.TAIL] + limits.MISS_RING
+    assert path.from_tun(PLAIN, udp(CLIENT, UNKNOWN)).drops == {}
+    assert (path.count(Count.MISSES), path.count(Count.MISSES_LOST)) == (0, 1)
+    path.calls.now += 5 * SECOND
+    assert path.run().drops == {"unknown-service": 1}
+
+
+def test_a_full_pool_keeps_no_more_and_is_free_again_afterwards() -> None:
+    path = CompiledPath(world())
+    fits = limits.HELD_SLOTS // limits.HELD_EACH
+    for turn in range(2):
+        for address in range(fits + 1):
+            for sport in range(limits.HELD_EACH):
+                drops = path.from_tun(PLAIN, udp(CLIENT, f"10.30.77.{address + 1}", sport)).drops
+                assert drops == ({} if address < fits else {"unknown-service": 1}), (turn, address, sport)
+        path.calls.now += 5 * SECOND
+        assert path.run().drops == {"unknown-service": limits.HELD_SLOTS}
+        path.calls.now += 2 * SECOND
+        path.run()
+        assert int(path.worker.record[0]["held_free"]) == limits.HELD_SLOTS
+
+
+def test_a_send_that_is_too_big_for_the_path_is_reported() -> None:
+    path = CompiledPath(world())
+    path.calls.fail_send = lambda fd, data, size: libc.EMSGSIZE
+    assert path.from_tun(PLAIN, udp(CLIENT, SERVICE)).drops == {"too-big": 1}
+    kind, hi, lo = (int(word) for word in path.reports[misses.RECORDS : misses.RECORDS + 3])
+    assert (kind, str(layout.address(hi, lo))) == (misses.TOO_BIG, NODE[0])
+
+
+def test_a_datagram_in_pieces_reaches_the_sibling_that_owns_its_flow() -> None:
+    owned = next(p for p in range(4000, 4100) if owner(CLIENT, p, 80) == 1)
+    one, other = (CompiledPath(world(), index=n, workers=2, handoff_ports=(777, 778)) for n in range(2))
+    whole = build.udp(CLIENT, SERVICE, owned, 80, bytes(200), fragment_flags=0)
+    outcomes = [one.from_tun(PLAIN, piece) for piece in build.fragments(whole, 104)]
+    ((address, port, handed),) = outcomes[1].wire
+    assert (address, port, outcomes[0].wire) == ("127.0.0.1", 778, [])
+    other.calls.handed.append((("127.0.0.1", 777), handed, 0))
+    expected = build.udp("10.30.0.1", FAR, owned, 80, bytes(200), fragment_flags=0)
+    assert [packet for *_, packet in other.run().wire] == build.fragments(expected, 104)
+    other.calls.handed.append((("127.0.0.1", 999), handed, 0))  # not a sibling's port: not believed
+    assert other.run().drops == {"malformed": 1}

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,7 @@ def namespaces() -> Iterator[Callable[[], Netns]]:
     finally:
         for namespace in made:
             subprocess.run(["ip", "netns", "del", namespace.name], check=False, capture_output=True)
+            shutil.rmtree(Path("/etc/netns") / namespace.name, ignore_errors=True)
 
 
 def remove_abandoned() -> None:

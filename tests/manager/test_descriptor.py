@@ -63,8 +63,16 @@ def test_a_file_may_hold_several() -> None:
             "v6: 10.30.30.30",
             'f.yaml:10: service_ips.rr.v6: expected "assigned", "none" or an IPv6 address, got "10.30.30.30"',
         ),
-        ("  rr:", "  fastest:", 'f.yaml:8: service_ips.fastest: expected one of the policies rr, got "fastest"'),
-        ("v4: 10.30.30.30", "v5: x", "f.yaml:9: service_ips.rr.v5: expected a known key (v4, v6), got"),
+        (
+            "  rr:",
+            "  fastest:",
+            "f.yaml:8: service_ips.fastest: expected one of the policies rr, closest, least-flows, maglev, got",
+        ),
+        (
+            "v4: 10.30.30.30",
+            "v5: x",
+            "f.yaml:9: service_ips.rr.v5: expected a known key (v4, v6, sticky, hash_port), got",
+        ),
         ("namespace: prod", "app: prod", "f.yaml:3: app: expected each key once (line 2 has it), got it again"),
         ("app: shop", "app: [shop", "f.yaml:3: syntax: expected YAML, got"),
         (FULL, "- a\n- b\n", 'f.yaml:1: descriptor: expected a mapping, got ["a", "b"]'),
@@ -98,3 +106,42 @@ def test_no_address_at_all_is_refused() -> None:
 def test_the_examples_in_the_documentation_are_descriptors() -> None:
     examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
     assert [load(text, "cluster.md")[0].job for text in examples] == ["shop.prod.cart.web", "shop.prod.till.web"]
+
+
+POLICIES = """app: shop
+namespace: prod
+service: cart
+service_namespace: web
+instances: 3
+service_ips: {rr: {sticky: 60}, closest: , least-flows: {v6: none}, maglev: {hash_port: true}}
+weights: {0: 3, 1: 0}
+states: {2: draining}
+"""
+
+
+def test_every_policy_with_weights_and_states() -> None:
+    """One ServiceIP a policy; what is not said is weight 1 and up."""
+    (it,) = load(POLICIES, "f.yaml")
+    assert list(it.service_ips) == ["rr", "closest", "least-flows", "maglev"]
+    assert (it.service_ips["rr"].sticky, it.service_ips["maglev"].hash_port) == (60, True)
+    assert [it.of_instance(n) for n in range(3)] == [
+        {"weight": 3, "state": "up"},
+        {"weight": 0, "state": "up"},
+        {"weight": 1, "state": "draining"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("sticky: 60", "sticky: 86401", "service_ips.rr.sticky: expected an integer from 0 to 86400, got 86401"),
+        ("hash_port: true", "hash_port: 1", "service_ips.maglev.hash_port: expected true or false, got 1"),
+        ("1: 0", "1: -1", "weights.1: expected an integer from 0 to 1000, got -1"),
+        ("draining", "asleep", 'states.2: expected one of up, draining, down, got "asleep"'),
+    ],
+)
+def test_a_wrong_modifier_is_named(old: str, new: str, error: str) -> None:
+    """The key and what was expected there."""
+    with pytest.raises(ConfigError) as caught:
+        load(POLICIES.replace(old, new), "f.yaml")
+    assert error in str(caught.value)

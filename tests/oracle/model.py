@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
 
-ROUND_ROBIN = "rr"
+ROUND_ROBIN, INSTANCE, CLOSEST, LEAST_FLOWS, MAGLEV = "rr", "instance", "closest", "least-flows", "maglev"
 
 MALFORMED = "malformed"
 FRAGMENT = "fragment"
@@ -44,11 +44,19 @@ class Host:
 
 @dataclass(frozen=True)
 class Service:
-    """A ServiceIP and the namespace addresses behind it, in order; an instance IP has a single one."""
+    """A ServiceIP and the namespace addresses behind it, in order; an instance IP has a single one.
+
+    Weights are one a backend, or none for all alike. `near`: how many of the backends, from the first on, CLOSEST
+    chooses among. `sticky`: seconds. `hash_port`: for MAGLEV a client is an address and port.
+    """
 
     address: str
     policy: str = ROUND_ROBIN
     backends: list[str] = field(default_factory=list)
+    weights: list[int] = field(default_factory=list)
+    near: int = 0
+    sticky: int = 0
+    hash_port: bool = False
 
 
 @dataclass(frozen=True)

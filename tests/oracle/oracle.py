@@ -47,6 +47,7 @@ from tests.oracle.fragments import Collector, Pieces
 from tests.oracle.model import Address, Host, Outcome, World
 from tests.oracle.packet import CHECKSUM_OFFSET, ERROR, FRAGMENT, DropError, Packet, read, require
 from tests.oracle.peers import Peers, hosted, wire_name
+from tests.oracle.policies import Balancer, Client, weighted
 from tests.oracle.replies import Replies
 from tests.oracle.segment import clamped, cut, finish
 from tests.oracle.virtio import GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAIN, Vnet
@@ -141,8 +142,7 @@ class Oracle:
     """One node's packet path; `rr_start` is the round robin position that every ServiceIP begins at."""
 
     def __init__(self, world: World, rr_start: int = 0) -> None:
-        self._position: dict[Address, int] = {}
-        self._rr_start = rr_start
+        self._balancer = Balancer(rr_start)
         self._flows = Flows()
         self._now, self._epoch = START, 0
         self._lives: dict[Address, tuple[int, str | None]] = {}
@@ -162,7 +162,6 @@ class Oracle:
         self._hosts = {ip_address(host.address): host for host in world.hosts}
         self._services = {ip_address(service.address): service for service in world.services}
         self._ranges = [ip_network(text) for text in world.service_ranges]
-        self._position = dict.fromkeys(self._services, self._rr_start) | self._position
         self._peers.learn(world)
         known = {address: life for address, life in self._lives.items() if address in self._hosts}
         for address, host in self._hosts.items():
@@ -326,7 +325,7 @@ class Oracle:
         """Where a packet goes: as its conversation has always gone, unless its containers are gone."""
         key = FlowKey(packet.source, packet.destination, packet.ports, packet.protocol)
         if key in self._flows.decided and not self._is_current(key):
-            self._flows.forget(key)
+            self._forget(key)
         if key not in self._flows.decided:
             self._flows.decided[key] = self._decide(packet)
         return self._flows.decided[key]
@@ -346,8 +345,17 @@ class Oracle:
         host = self._hosts.get(flow.target)
         if host is None or self._life(flow.target) != flow.lives[1]:
             return False
+        if not self._is_offered(key, flow):
+            return False
         flow.node, flow.local, flow.epoch = node_of(host), self._is_local(host), self._epoch
         return True
+
+    def _is_offered(self, key: FlowKey, flow: Flow) -> bool:
+        """Whether the ServiceIP still gives the flow's backend to anybody; a TCP connection stays all the same."""
+        if key.protocol == TCP or key.dialled == flow.target:
+            return True
+        service = self._services.get(key.dialled)
+        return service is not None and flow.target in (address for address, _ in weighted(service))
 
     def _life(self, address: Address) -> int:
         return self._lives[address][0] if address in self._lives else 0
@@ -363,6 +371,7 @@ class Oracle:
             # A conversation without translation is a flow too: no later one may rename its answers.
             direct = ReverseKey(packet.source, dialled, packet.ports, packet.protocol)
             self._flows.reverse.setdefault(direct, dialled)
+            self._remember(FlowKey(packet.source, dialled, packet.ports, packet.protocol), self._hosts[dialled])
             return self._flow_to(self._hosts[dialled], packet, packet.source, dialled)
         require(any(dialled in network for network in self._ranges), model.NO_ROUTE)
         return self._flow_to_learned(packet, sender)
@@ -388,24 +397,31 @@ class Oracle:
         key = FlowKey(packet.source, packet.destination, packet.ports, packet.protocol)
         if key in self._flows.forward:
             return self._flows.forward[key]
-        usable = list(self._in_turn(packet.destination))
-        require(bool(usable), model.NO_INSTANCE)
-        for host in usable:
+        service, client = self._services[packet.destination], Client(packet.source, packet.ports[0])
+        reason = model.NO_INSTANCE
+        for address in self._balancer.order(service, client, self._hosts):
+            if address not in self._hosts:
+                continue
+            reason, host = model.REVERSE_IN_USE, self._hosts[address]
             reverse = ReverseKey(packet.source, wire_name(host), packet.ports, packet.protocol)
             if reverse not in self._flows.reverse:
-                self._flows.forward[key] = host
+                self._remember(key, host)
                 self._flows.reverse[reverse] = packet.destination
-                self._position[packet.destination] += 1
+                self._balancer.opened(service, client, self._hosts, address)
                 return host
-        raise DropError(model.REVERSE_IN_USE)
+        raise DropError(reason)
 
-    def _in_turn(self, service: Address) -> Iterator[Host]:
-        """The service's known backends, beginning at its round robin position."""
-        backends = [ip_address(text) for text in self._services[service].backends]
-        for step in range(len(backends)):
-            candidate = backends[(self._position[service] + step) % len(backends)]
-            if candidate in self._hosts:
-                yield self._hosts[candidate]
+    def _forget(self, key: FlowKey) -> None:
+        host = self._flows.forward.get(key)
+        if host is not None:
+            self._balancer.flows[ip_address(host.address)] -= 1
+        self._flows.forget(key)
+
+    def _remember(self, key: FlowKey, host: Host) -> None:
+        """A flow to a host, counted once."""
+        if key not in self._flows.forward:
+            self._flows.forward[key] = host
+            self._balancer.flows[ip_address(host.address)] += 1
 
     # -- from a node --
 

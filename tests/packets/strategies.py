@@ -7,7 +7,7 @@ right (one field, a length or a bit is off), a few are noise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Literal
 
@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 from tests.oracle.build import (
     ACK,
     CWR,
+    DESTINATION_OPTIONS,
     ECE,
     FIN,
+    FRAGMENT_HEADER,
+    HOP_BY_HOP,
     ICMP,
     ICMPV6,
     NOP_NOP_TIMESTAMP,
     PSH,
+    ROUTING,
     SYN,
     TCP,
     UDP,
@@ -29,12 +33,31 @@ from tests.oracle.build import (
     TcpFields,
     UdpFields,
     echo,
+    error,
+    extended,
+    fragments,
+    ip,
+    light,
+    sctp,
     tcp,
     udp,
 )
 from tests.oracle.checksum import checksum
-from tests.oracle.model import Address, Host, Service, World
-from tests.oracle.packet import CHECKSUM_OFFSET, Packet, read
+from tests.oracle.model import (
+    ANY,
+    CLOSEST,
+    KNOWN,
+    LEAST_FLOWS,
+    MAGLEV,
+    OFF,
+    ROUND_ROBIN,
+    Address,
+    Host,
+    Node,
+    Service,
+    World,
+)
+from tests.oracle.packet import CHECKSUM_OFFSET, WHOLE, DropError, Packet, read
 from tests.oracle.peers import wire_name
 from tests.oracle.virtio import (
     GSO_ECN,
@@ -47,13 +70,15 @@ from tests.oracle.virtio import (
     SIZE,
     Vnet,
 )
-from tests.packets.fixture import Tun, Wire
+from tests.packets.fixture import Later, Learn, Refuse, Tun, Wire
 from tests.packets.fixtures.tso import data
 from tests.packets.world import FOUR, SIX
 
 OWN = ("192.0.2.1", 50103)
 OTHERS = [("192.0.2.2", 50103), ("2001:db8::3", 50104), ("192.0.2.1", 50104)]  # the last has our address, not our port
 NODES = [*OTHERS, OWN, OWN]
+NOBODY = ("192.0.2.99", 50103)  # no node of the cluster
+GATEWAYS = ["10.18.0.1", "fc00::1"]
 NAMESPACES = ([f"10.18.0.{n}" for n in range(2, 8)], [f"fc00::{n}" for n in range(2, 8)])
 INSTANCES = ([f"10.30.0.{n}" for n in range(2, 8)], [f"fdff::{n}" for n in range(2, 8)])
 SERVICES = ([f"10.30.30.{n}" for n in range(4)], [f"fdff:2000::{n}" for n in range(4)])
@@ -61,6 +86,7 @@ ODD = (
     ["10.30.99.99", "198.51.100.1", "0.0.0.0", "255.255.255.255", "127.0.0.1"],
     ["fdff:2000::99", "2001:db8::99", "::", "ff02::1", "::1", "::ffff:10.18.0.2", "::ffff:10.30.30.1"],
 )
+UNKNOWN = ["10.30.99.99", "fdff:2000::99"]  # in the range, in no table
 PORTS = st.sampled_from([80, 80, 80, 1000, 1000, 1000, 0, 65535])
 
 EXTRA_OPTIONS = [b"", b"", b"\1" * 4, NOP_NOP_TIMESTAMP + bytes(8), b"\1" * 40]
@@ -68,11 +94,19 @@ EXTRA_OPTIONS = [b"", b"", b"\1" * 4, NOP_NOP_TIMESTAMP + bytes(8), b"\1" * 40]
 
 # -- worlds --
 
+_nodes = st.sampled_from([Node(*node, mtu=mtu) for node in OTHERS[:2] for mtu in (0, 0, 150, 1400)])
+
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    """A node's tables: containers here and elsewhere, instance IPs that may be missing, any backends."""
-    world = World(*OWN, service_ranges=["10.30.0.0/16", "fdff::/16"])
+    """A node's tables: containers here and elsewhere, instance IPs that may be missing, any backends, any paths."""
+    world = World(
+        *OWN,
+        service_ranges=["10.30.0.0/16", "fdff::/16"],
+        nodes=draw(st.lists(_nodes, max_size=3, unique_by=lambda node: node.address)),
+        gateways=draw(st.sampled_from([GATEWAYS, GATEWAYS, []])),
+        learn_hosts=draw(st.sampled_from([KNOWN, KNOWN, KNOWN, ANY, OFF])),
+    )
     for family in draw(st.sampled_from([(FOUR,), (SIX,), (FOUR, SIX)])):
         _add_hosts(draw, world, family)
         _add_services(draw, world, family)
@@ -85,14 +119,25 @@ def _add_hosts(draw: st.DrawFn, world: World, family: int) -> None:
         named = draw(_mostly)
         world.hosts.append(Host(address, *node, instance if named else None))
         if named and draw(_mostly):
-            world.services.append(Service(instance, backends=[address]))
+            world.services.append(Service(instance, "instance", backends=[address]))
 
 
 def _add_services(draw: st.DrawFn, world: World, family: int) -> None:
     known = [host.address for host in world.hosts if host.address in NAMESPACES[family]]
     backends = st.lists(st.sampled_from([*known * 3, NAMESPACES[family][-1]]), max_size=4)
     for address in draw(st.lists(st.sampled_from(SERVICES[family]), unique=True, min_size=1, max_size=3)):
-        world.services.append(Service(address, backends=draw(backends)))
+        world.services.append(draw(_balanced(address, draw(backends))))
+
+
+@st.composite
+def _balanced(draw: st.DrawFn, address: str, backends: list[str]) -> Service:
+    """A ServiceIP of any policy, most weights alike."""
+    policy = draw(st.sampled_from([ROUND_ROBIN, CLOSEST, LEAST_FLOWS, MAGLEV]))
+    alike = st.just([1] * len(backends))
+    weights = st.lists(st.integers(0, 4), min_size=len(backends), max_size=len(backends))
+    near = draw(st.integers(0, len(backends))) if policy == CLOSEST else 0
+    sticky = draw(st.sampled_from([0, 0, 60]))
+    return Service(address, policy, backends, draw(alike | weights), near, sticky, draw(st.booleans()))
 
 
 _mostly = st.sampled_from([True, True, True, False])
@@ -113,7 +158,7 @@ def names(world: World, family: int) -> list[str]:
 def dialled(world: World, family: int) -> list[str]:
     """What a container may dial: ServiceIPs, more often the balanced ones, and namespace addresses."""
     services = [service.address for service in world.services if service.address in SERVICES[family]]
-    return services * 4 + names(world, family) + NAMESPACES[family][:4]
+    return services * 4 + names(world, family) + NAMESPACES[family][:4] + UNKNOWN[family : family + 1]
 
 
 def families(world: World) -> st.SearchStrategy[int]:
@@ -132,8 +177,48 @@ def packets(draw: st.DrawFn, world: World, outward: bool, partial: bool = False)
     inside = draw(odd if draw(_seldom) else st.sampled_from(here(world, family)))
     others = dialled(world, family) if outward else names(world, family)
     outside = draw(odd if draw(_seldom) else st.sampled_from(others))
-    build = draw(st.sampled_from([_tcp, _tcp, _udp, _udp, _echo]))
-    return build(draw, *((inside, outside) if outward else (outside, inside)), partial)
+    ends = (inside, outside) if outward else (outside, inside)
+    if partial:
+        return draw(st.sampled_from([_tcp, _udp]))(draw, *ends, partial)
+    build = draw(st.sampled_from([_tcp, _tcp, _udp, _udp, _echo, _other, _error]))
+    packet = build(draw, *ends, partial)
+    return draw(_extended(packet)) if family == SIX and draw(_seldom) else packet
+
+
+@st.composite
+def _extended(draw: st.DrawFn, packet: bytes) -> bytes:
+    """An IPv6 packet behind extension headers, in any order."""
+    headers = st.sampled_from(
+        [
+            (HOP_BY_HOP, bytes(6)),
+            (DESTINATION_OPTIONS, bytes(6)),
+            (DESTINATION_OPTIONS, bytes(14)),
+            (ROUTING, b"\4\0" + bytes(4)),
+            (ROUTING, b"\4\1" + bytes(4)),
+            (FRAGMENT_HEADER, bytes(6)),
+        ]
+    )
+    return extended(packet, *draw(st.lists(headers, min_size=1, max_size=5)))
+
+
+def _other(draw: st.DrawFn, source: str, destination: str, _partial: bool) -> bytes:
+    """A protocol that is known by its addresses, or by ports without an Internet checksum."""
+    kind = draw(st.sampled_from(["sctp", "light", "any"]))
+    if kind == "sctp":
+        return sctp(source, destination, draw(PORTS), draw(PORTS))
+    if kind == "light":
+        return light(source, destination, draw(PAYLOADS), error=draw(st.sampled_from([0, 0, 1])))
+    return ip(source, destination, draw(st.sampled_from([0, 33, 47, 50, 59, 255])), draw(st.binary(max_size=20)))
+
+
+def _error(draw: st.DrawFn, source: str, destination: str, _partial: bool) -> bytes:
+    """An ICMP error about a packet the other way round, or about any; answers to what came out make better ones."""
+    family = (4, 6).index(ip_address(source).version)
+    kind = draw(st.sampled_from([[(3, 3), (3, 4), (11, 0), (12, 0)], [(1, 4), (2, 0), (3, 0), (4, 0)]][family]))
+    quote = udp(destination, source, draw(PORTS), draw(PORTS), draw(PAYLOADS))
+    return error(
+        source, destination, *kind, quote[: draw(st.integers(0, len(quote)))], draw(st.sampled_from([0, 1300]))
+    )
 
 
 _seldom = st.sampled_from([False] * 9 + [True])
@@ -241,7 +326,12 @@ def reads(draw: st.DrawFn, world: World) -> Tun:
 @st.composite
 def _headers(draw: st.DrawFn, packet: bytes, gso: bool = True) -> Vnet:
     """The virtio header that the kernel would put before a packet with a partial checksum."""
-    view = read(packet)
+    try:
+        view = read(packet)
+    except DropError:
+        return Vnet()
+    if view.protocol not in CHECKSUM_OFFSET:
+        return Vnet()
     usual = Vnet(NEEDS_CSUM, GSO_NONE, 0, 0, view.l4, CHECKSUM_OFFSET[view.protocol])
     if not gso or view.protocol in (ICMP, ICMPV6):
         return usual
@@ -282,7 +372,35 @@ def datagrams(draw: st.DrawFn, world: World) -> Wire:
     if kind == "noise":
         return Wire(draw(st.binary(max_size=80)), draw(st.integers(0, 90)))
     packet = draw(packets(world, outward=False))
-    return Wire(draw(damaged(packet)) if kind == "damaged" else packet)
+    return Wire(draw(damaged(packet)) if kind == "damaged" else packet, source=draw(outer(world, packet)))
+
+
+@st.composite
+def outer(draw: st.DrawFn, world: World, packet: bytes) -> tuple[str, int]:
+    """Where a datagram comes from: mostly the node of its sender."""
+    at_home = [NOBODY, NOBODY, *OTHERS]
+    try:
+        source = read(packet).source
+    except DropError:
+        return draw(st.sampled_from(at_home))
+    owners = [(host.node, host.port) for host in world.hosts if source in (ip_address(host.address), wire_name(host))]
+    return owners[0] if owners and owners[0] != OWN and draw(_mostly) else draw(st.sampled_from(at_home))
+
+
+# -- fragments --
+
+
+@st.composite
+def split(draw: st.DrawFn, whole: bytes) -> list[bytes]:
+    """A packet's fragments, in any order; now and then one twice, one missing, or one of another datagram."""
+    sizes = draw(st.lists(st.sampled_from([8, 16, 24, 32]), min_size=1, max_size=4))
+    start = 4 * (whole[0] & 15) if whole[0] >> 4 == 4 else 40
+    while sizes and start + sum(sizes) >= len(whole):
+        sizes.pop()
+    pieces = fragments(whole, *sizes, ident=draw(st.sampled_from([1, 2])))
+    if draw(_seldom) and sizes:
+        pieces += fragments(whole, *sizes[::-1], ident=1)
+    return draw(st.permutations(pieces))[draw(st.sampled_from([0, 0, 0, 1])) :]
 
 
 # -- trains --
@@ -353,7 +471,7 @@ def make_trains(draw: st.DrawFn, world: World, longest: int = 12, largest: int =
         change = draw(st.sampled_from(CHANGES)) if draw(st.sampled_from([0, 0, 0, 1])) else TcpFields()
         packets.append(stream.packet(size, change)[:size].ljust(size, b"\0"))
     last = streams[0].packet(draw(st.integers(48, size)), draw(st.sampled_from([TcpFields(), TcpFields(), *CHANGES])))
-    return Wire(b"".join(packets) + last[:size], size)
+    return Wire(b"".join(packets) + last[:size], size, draw(outer(world, packets[0])))
 
 
 @st.composite
@@ -393,7 +511,16 @@ class Redial:
     dialled: str
 
 
-Move = Tun | Wire | Answer | Redial
+@dataclass(frozen=True)
+class Complain:
+    """An ICMP error about something that came out before: the `which`-th packet, counted around, quoted so far."""
+
+    which: int
+    kind: int
+    quoted: int
+
+
+Move = Tun | Wire | Learn | Refuse | Later | Answer | Redial | Complain
 
 
 @st.composite
@@ -403,8 +530,72 @@ def conversations(draw: st.DrawFn, world: World, longest: int = 14) -> list[Move
     answers = st.builds(Answer, which, st.binary(max_size=3), st.sampled_from([False, False, True]))
     anything = [address for family in (FOUR, SIX) for address in dialled(world, family)]
     redials = st.builds(Redial, which, st.sampled_from(anything))
-    moves = st.one_of(reads(world), reads(world), answers, answers, redials, datagrams(world))
-    return draw(st.lists(moves, min_size=4, max_size=longest))
+    complaints = st.builds(Complain, which, st.integers(0, 3), st.integers(20, 120))
+    happenings = st.one_of(
+        st.builds(Learn, altered(world)),
+        st.builds(Refuse, st.sampled_from(UNKNOWN)),
+        st.builds(Later, st.sampled_from([0.01, 0.1, 1.0, 2.0, 3.0])),
+    )
+    moves = st.one_of(
+        reads(world),
+        reads(world),
+        answers,
+        answers,
+        redials,
+        datagrams(world),
+        complaints,
+        happenings,
+        in_pieces(world),
+    )
+    drawn = draw(st.lists(moves, min_size=4, max_size=longest))
+    return [move for item in drawn for move in (item if isinstance(item, list) else [item])]
+
+
+@st.composite
+def in_pieces(draw: st.DrawFn, world: World) -> list[Move]:
+    """A datagram in fragments from either side."""
+    outward = draw(st.booleans())
+    packet = draw(packets(world, outward=outward))
+    if outward:
+        return [Tun(piece) for piece in draw(split(packet))]
+    source = draw(outer(world, packet))
+    return [Wire(piece, source=source) for piece in draw(split(packet))]
+
+
+@st.composite
+def altered(draw: st.DrawFn, world: World) -> World:
+    """Tables that differ in one thing: what nobody knew is known, a container is gone or moved, a path is narrow."""
+    how = draw(st.sampled_from(["known", "known", "gone", "moved", "path", "same"]))
+    if how == "known":
+        address = draw(st.sampled_from(UNKNOWN))
+        backends = [h.address for h in world.hosts if ip_address(h.address).version == ip_address(address).version]
+        return replace(world, services=[*world.services, Service(address, backends=backends[:1])])
+    if how == "gone":
+        return replace(world, hosts=world.hosts[:-1])
+    if how == "moved":
+        last = world.hosts[-1]
+        node = draw(st.sampled_from(OTHERS))
+        return replace(world, hosts=[*world.hosts[:-1], replace(last, node=node[0], port=node[1])])
+    if how == "path":
+        return replace(world, nodes=[Node(*OTHERS[0], mtu=draw(st.sampled_from([0, 100, 1400])))])
+    return world
+
+
+def complaint(world: World, packet: Packet, delivered: bool, move: Complain) -> Tun | Wire | None:
+    """An ICMP error of the receiver of a packet, to the TUN if it is here, else from the underlay."""
+    family = (4, 6).index(packet.version)
+    if packet.kind != WHOLE:
+        return None
+    kind = ([(3, 3), (3, 4), (11, 0), (12, 0)], [(1, 4), (2, 0), (3, 0), (4, 0)])[family][move.kind]
+    quote = packet.data[: move.quoted]
+    if delivered:
+        return Tun(error(str(packet.destination), str(packet.source), *kind, quote))
+    owners = {wire_name(host): host.address for host in world.hosts}
+    hosts = {ip_address(host.address): host for host in world.hosts}
+    host = hosts.get(packet.destination)
+    source = str(wire_name(host)) if host else str(packet.destination)
+    node = (host.node, host.port) if host else OTHERS[0]
+    return Wire(error(source, owners.get(packet.source, str(packet.source)), *kind, quote), source=node)
 
 
 def redialled(packet: Packet, address: str) -> Tun | None:
@@ -419,15 +610,19 @@ def answer_to(world: World, packet: Packet, delivered: bool, answer: Answer) -> 
     if delivered:
         return Tun(_turned(packet, packet.destination, packet.source, answer))
     names = {ip_address(host.address): wire_name(host) for host in world.hosts}
+    nodes = {ip_address(host.address): (host.node, host.port) for host in world.hosts}
     owners = {wire_name(host): ip_address(host.address) for host in world.hosts}
     source = names.get(packet.destination, packet.destination)
-    return Wire(_turned(packet, source, owners.get(packet.source, packet.source), answer))
+    node = nodes.get(packet.destination, OTHERS[0])
+    return Wire(_turned(packet, source, owners.get(packet.source, packet.source), answer), source=node)
 
 
 def _turned(packet: Packet, source: Address, destination: Address, answer: Answer, again: bool = False) -> bytes:
     """A packet between these addresses: the other way, or the same way again."""
     sport, dport = packet.ports if again else packet.ports[::-1]
     ends = str(source), str(destination)
+    if packet.protocol not in (TCP, UDP, ICMP, ICMPV6):
+        return ip(*ends, packet.protocol, packet.data[packet.l4 :])
     if packet.protocol in (ICMP, ICMPV6):
         reply = packet.is_reply is (again or answer.crossing)
         return echo(*ends, max(sport, dport), answer.payload, reply=reply)

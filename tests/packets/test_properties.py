@@ -17,14 +17,14 @@ from tests.oracle.build import ACK, PSH
 from tests.oracle.compare import check_from_wire, comparable, pieces
 from tests.oracle.model import Outcome, World
 from tests.oracle.oracle import Oracle
-from tests.oracle.packet import DropError, read
+from tests.oracle.packet import WHOLE, DropError, read
 from tests.oracle.virtio import Vnet
 from tests.packets import fixture, strategies
-from tests.packets.fixture import Step, Tun, Wire
+from tests.packets.fixture import Given, Step, Tun, Wire
 from tests.packets.fixtures.coalesce import Stream
 from tests.packets.fixtures.tso import data, tso
 from tests.packets.fixtures.uso import uso
-from tests.packets.strategies import OWN, Answer, Move, Redial
+from tests.packets.strategies import OWN, Answer, Complain, Move, Redial
 from tests.packets.test_fixtures import play
 from tests.packets.world import AWAY, FOUR, NEAR, SIX, WORLD
 
@@ -50,7 +50,7 @@ class Pair:
         self.seen: list[tuple[bytes, bool]] = []  # packet, delivered on this node
         self.calls: list[tuple[bytes, bool]] = []  # packet, False: what was read from the TUN
 
-    def agree(self, given: Tun | Wire) -> Outcome:
+    def agree(self, given: Given) -> Outcome:
         """Both paths take the input and their outcomes compare equal; returns the compiled path's."""
         step = Step(given, ())
         expected, outcome = play(self.oracle, step), play(self.compiled, step)
@@ -65,11 +65,11 @@ class Pair:
             event(reason)
         return outcome
 
-    def resolve(self, move: Move) -> Tun | Wire | None:
+    def resolve(self, move: Move) -> Given | None:
         """The input that a move stands for; None if there is nothing to answer or to call again."""
-        if isinstance(move, Tun | Wire):
+        if not isinstance(move, Answer | Redial | Complain):
             return move
-        before: list[tuple[bytes, bool]] = self.seen if isinstance(move, Answer) else self.calls
+        before: list[tuple[bytes, bool]] = self.calls if isinstance(move, Redial) else self.seen
         if not before:
             return None
         data, delivered = before[-1 - move.which % len(before)]
@@ -78,7 +78,11 @@ class Pair:
         except DropError:
             return None
         if isinstance(move, Redial):
-            return strategies.redialled(packet, move.dialled)
+            return strategies.redialled(packet, move.dialled) if packet.kind == WHOLE else None
+        if isinstance(move, Complain):
+            return strategies.complaint(self.world, packet, delivered, move)
+        if packet.kind != WHOLE:
+            return None
         return strategies.answer_to(self.world, packet, delivered, move)
 
 
@@ -119,25 +123,29 @@ def test_trains_agree(case: tuple[World, list[Wire]]) -> None:
 
 
 @st.composite
-def sound_packets(draw: st.DrawFn) -> tuple[World, bytes, bool]:
+def sound_packets(draw: st.DrawFn) -> tuple[World, bytes, bool, tuple[str, int]]:
     """A world and a packet with valid checksums, from a container (True) or from the underlay."""
     world = draw(strategies.worlds())
     outward = draw(st.booleans())
-    return world, draw(strategies.packets(world, outward=outward).filter(_all_valid)), outward
+    packet = draw(strategies.packets(world, outward=outward).filter(_all_valid))
+    return world, packet, outward, draw(strategies.outer(world, packet))
 
 
 def _all_valid(data: bytes) -> bool:
-    packet = read(data)
+    try:
+        packet = read(data)
+    except DropError:
+        return False
     return packet.header_valid and (packet.transport_valid or not packet.has_checksum)
 
 
 @bounded(200)
 @given(sound_packets())
-def test_valid_checksums_stay_valid(case: tuple[World, bytes, bool]) -> None:
+def test_valid_checksums_stay_valid(case: tuple[World, bytes, bool, tuple[str, int]]) -> None:
     """A packet whose checksums are valid comes out with valid checksums."""
-    world, data, outward = case
+    world, data, outward, source = case
     path = CompiledPath(world)
-    outcome = path.from_tun(Vnet().pack(), data) if outward else path.from_wire(OWN, data)
+    outcome = path.from_tun(Vnet().pack(), data) if outward else path.from_wire(source, data)
     assert all(_all_valid(packet) for _, _, packet in outcome.wire)
     assert all(_all_valid(packet) for vnet, written in outcome.tun for packet in pieces(Vnet.unpack(vnet), written))
 
@@ -149,7 +157,7 @@ NOISE_WORLD = World(*OWN)
 @given(st.binary(max_size=120), st.binary(min_size=10, max_size=10), st.integers(0, 130), st.booleans())
 def test_noise_breaks_nothing(noise: bytes, vnet: bytes, segment: int, outward: bool) -> None:
     """Any bytes from either side are dropped or passed as the oracle says."""
-    Pair(NOISE_WORLD).agree(Tun(noise, vnet) if outward else Wire(noise, segment))
+    Pair(NOISE_WORLD).agree(Tun(noise, vnet) if outward else Wire(noise, segment, strategies.NOBODY))
 
 
 FAMILY = st.sampled_from([FOUR, SIX])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,14 @@ class HubManager(Manager):
     def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         assert isinstance(self.process, Inside)
         return self.process.namespace.call(lambda: super(HubManager, self).call(method, path, body))
+
+
+def _name(pid: int) -> str:
+    """A process's name; empty if it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 @dataclass
@@ -139,7 +147,18 @@ class Node:
         if self.popen is not None and self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
-        until(lambda: not self.processes(), f"{self.name}: workers and template end with their supervisor")
+        until(self._is_empty, f"{self.name}: workers and template end with their supervisor")
+
+    def _is_empty(self) -> bool:
+        """Whether nothing runs; a resolver, which outlives its supervisor on purpose, is told to end."""
+        for pid in self.resolvers():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        return not self.processes()
+
+    def resolvers(self) -> list[int]:
+        """The resolvers that run in the node's namespace."""
+        return [pid for pid in self.processes() if _name(pid) == "edge-resolver"]
 
     def processes(self) -> list[int]:
         """What runs in the node's namespace."""

@@ -102,9 +102,13 @@ class Plan:
     services_v4: tuple[IPv4Network, ...] = field(default_factory=lambda: _v4("10.30.0.0/16"))
     instances_v6: tuple[IPv6Network, ...] = field(default_factory=lambda: _v6("fdff::/21", "fdff:800::/21"))
     rr_v6: tuple[IPv6Network, ...] = field(default_factory=lambda: _v6("fdff:2000::/21"))
+    closest_v6: tuple[IPv6Network, ...] = field(default_factory=lambda: _v6("fdff:1000::/21"))
+    least_flows_v6: tuple[IPv6Network, ...] = field(default_factory=lambda: _v6("fdff:5000::/21"))
+    maglev_v6: tuple[IPv6Network, ...] = field(default_factory=lambda: _v6("fdff:6000::/21"))
 
     def __post_init__(self) -> None:
-        spaces = (self.node_v4, self.node_v6, self.service_v4, self.instance_v6, self.service_v6("rr"))
+        balanced = (self.service_v6(policy) for policy in self._balanced)
+        spaces = (self.node_v4, self.node_v6, self.service_v4, self.instance_v6, *balanced)
         for (name, one), (other_name, other) in combinations(((s.name, r) for s in spaces for r in s.ranges), 2):
             if overlap(one, other):
                 raise PlanError(f"{name}: expected ranges that do not overlap {other_name} ({other}), got {one}")
@@ -131,7 +135,16 @@ class Plan:
 
     def service_v6(self, policy: str) -> Space:
         """Version 6 ServiceIPs of one policy. Raises KeyError for an unknown one."""
-        return Space(f"{policy}-v6", {"rr": self.rr_v6}[policy], 128)
+        return Space(f"{policy}-v6", self._balanced[policy], 128)
+
+    @property
+    def _balanced(self) -> dict[str, tuple[IPv6Network, ...]]:
+        return {
+            "rr": self.rr_v6,
+            "closest": self.closest_v6,
+            "least-flows": self.least_flows_v6,
+            "maglev": self.maglev_v6,
+        }
 
 
 def unit_of(address: IPAddress) -> IPNetwork:

@@ -7,7 +7,7 @@ from typing import Any
 from appliance.cluster.manager.documents import Instance, Job, Placement, ServiceIp
 from appliance.cluster.manager.state import State
 
-TYPES = {"rr": "RR"}
+TYPES = {"rr": "RR", "closest": "Closest", "least-flows": "least-flows", "maglev": "maglev"}
 """How the wire calls a policy."""
 INSTANCE = "instance_ip"
 
@@ -21,7 +21,10 @@ def found(state: State, cluster: str, job: str, key: str) -> dict[str, Any]:
         for number, instance in instances
         if instance is not None and instance.placement is not None
     ]
-    return {"app_name": job, "instance_list": listed, "query_key": key}
+    names = document.names.model_dump(mode="json", exclude_defaults=True)
+    if not listed:  # the name has an address nevertheless
+        names["service_ips"] = [_service_ip(it) for it in document.service_ips]
+    return {"app_name": job, "instance_list": listed, "query_key": key, **names}
 
 
 def nothing(name: str, key: str) -> dict[str, Any]:
@@ -44,12 +47,19 @@ def _instance(
         "host_ip": str(placement.host),
         "host_port": placement.port,
         "service_ip": [*map(_service_ip, service_ips), own],
+        "weight": None if instance.weight == 1 else instance.weight,
+        "state": None if instance.state == "up" else instance.state,
     }
     return {name: value for name, value in entry.items() if value is not None}
 
 
 def _service_ip(service_ip: ServiceIp) -> dict[str, Any]:
-    entry = {"IpType": TYPES[service_ip.policy], "Address": _text(service_ip.v4), "Address_v6": _text(service_ip.v6)}
+    entry: dict[str, Any] = {
+        "IpType": TYPES[service_ip.policy],
+        "Address": _text(service_ip.v4),
+        "Address_v6": _text(service_ip.v6),
+    }
+    entry |= {"sticky": service_ip.sticky or None, "hash_port": service_ip.hash_port or None}
     return {name: value for name, value in entry.items() if value is not None}
 
 

@@ -20,7 +20,16 @@ from appliance.cluster.manager.descriptor import Descriptor, load
 from appliance.cluster.manager.settings import ROLL_CALL_S, Settings
 from appliance.config import ConfigError, IPNetwork, Problem
 
-RANGES = ("subnets_v4", "subnets_v6", "services_v4", "instances_v6", "rr_v6")
+RANGES = (
+    "subnets_v4",
+    "subnets_v6",
+    "services_v4",
+    "instances_v6",
+    "rr_v6",
+    "closest_v6",
+    "least_flows_v6",
+    "maglev_v6",
+)
 """Options that hold networks, named as in `Plan`."""
 
 

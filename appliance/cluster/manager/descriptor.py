@@ -8,8 +8,13 @@
     service_ips:
       rr: {v4: 10.30.30.30, v6: assigned}
 
+    weights: {0: 3}
+    states: {2: draining}
+
 The name of the service is ``shop.prod.cart.web``. An address is ``assigned`` (the default), ``none``, or pinned.
-Without `service_ips` there is one for `rr`. A file may hold several documents.
+Without `service_ips` there is one for `rr`; each policy may have `sticky` seconds, and `maglev` `hash_port`. Weights
+are 1 and states `up` unless said. For names there are `default_policy`, `ports`, `metadata`, and `needs`: the jobs
+that its instances are going to call. A file may hold several documents.
 
 An error names file, line, key and what was expected; PyYAML's node tree has the lines.
 """
@@ -18,7 +23,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any, Literal, Self
@@ -27,16 +32,34 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from appliance import limits
 from appliance.cluster.manager.requests import canonical
+from appliance.cluster.messages import WEIGHT_MAX
 from appliance.config import ConfigError, Problem, expected
 
 INSTANCES_MAX = 10_000
 """Instances of one service."""
 PART = re.compile(r"[A-Za-z0-9]{1,30}")
 """Existing nodes accept no other names."""
+PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?")
+"""RFC 6335 section 5.1."""
+TXT_MAX = 255
+"""Bytes of one string of a TXT record."""
 SHOWN = 60
 """Characters of a wrong value that an error repeats."""
-POLICIES = ("rr",)
+POLICIES = ("rr", "closest", "least-flows", "maglev")
+Policy = Literal["rr", "closest", "least-flows", "maglev"]
+
+
+STATES = ("up", "draining", "down")
+"""Of an instance: a draining one keeps its connections, one that is down loses them."""
+
+
+def _number(value: object) -> object:
+    """An instance's number; JSON has it as text."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    return _count(value)
 
 
 def _part(value: object) -> object:
@@ -48,6 +71,27 @@ def _part(value: object) -> object:
 def _count(value: object) -> object:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INSTANCES_MAX:
         raise expected(f"an integer from 0 to {INSTANCES_MAX}")
+    return value
+
+
+def _upto(most: int) -> BeforeValidator:
+    def check(value: object) -> object:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise expected(f"an integer from 0 to {most}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _flag(value: object) -> object:
+    if not isinstance(value, bool):
+        raise expected("true or false")
+    return value
+
+
+def _state(value: object) -> object:
+    if value not in STATES:
+        raise expected(f"one of {', '.join(STATES)}")
     return value
 
 
@@ -65,6 +109,46 @@ def _address(kind: type[IPv4Address] | type[IPv6Address]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _port(value: object) -> object:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+        raise expected("an integer from 1 to 65535")
+    return value
+
+
+def _port_name(value: object) -> object:
+    if not isinstance(value, str) or not PORT_NAME.fullmatch(value):
+        raise expected("a name of 1 to 15 lower-case letters, digits and inner '-', with a letter")
+    return value
+
+
+def _text(wanted: str) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if not isinstance(value, str):
+            raise expected(wanted)
+        return value
+
+    return check
+
+
+def _metadata(value: object) -> object:
+    """What fits TXT records: each ``key=value`` one string of at most 255 bytes (RFC 6763 section 6)."""
+    items = value.items() if isinstance(value, Mapping) else [(None, None)]
+    for key, text in items:
+        fits = isinstance(key, str) and isinstance(text, str) and key.isascii() and key.isprintable()
+        if not fits or not key or "=" in key or len(f"{key}={text}".encode()) > TXT_MAX:
+            raise expected(f"a mapping of names to text, each name=text at most {TXT_MAX} bytes")
+    return value
+
+
+def _jobs(value: object) -> object:
+    jobs = value if isinstance(value, list | tuple) else [None]
+    for job in jobs:
+        parts = job.split(".") if isinstance(job, str) else []
+        if len(parts) != 4 or not all(PART.fullmatch(part) for part in parts):
+            raise expected("a list of jobs such as shop.prod.cart.web")
+    return tuple(jobs)
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,6 +158,8 @@ class Wanted(_Part):
 
     v4: Annotated[IPv4Address | Literal["assigned", "none"], _address(IPv4Address)] = "assigned"
     v6: Annotated[IPv6Address | Literal["assigned", "none"], _address(IPv6Address)] = "assigned"
+    sticky: Annotated[int, _upto(limits.STICKY_MAX_S)] = 0
+    hash_port: Annotated[bool, BeforeValidator(_flag)] = False
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -89,6 +175,17 @@ def _policies(value: object) -> object:
     return {name: {} if wanted is None else wanted for name, wanted in value.items()}
 
 
+_Number = Annotated[int, BeforeValidator(_number)]
+
+
+class ExposedPort(_Part):
+    """A port on which every instance serves; the name is the one of DNS-SD."""
+
+    port: Annotated[int, BeforeValidator(_port)]
+    protocol: Literal["tcp", "udp"] = "tcp"
+    name: Annotated[str, BeforeValidator(_port_name)] = ""
+
+
 class Descriptor(_Part):
     """One service."""
 
@@ -97,7 +194,23 @@ class Descriptor(_Part):
     service: Annotated[str, BeforeValidator(_part)]
     service_namespace: Annotated[str, BeforeValidator(_part)]
     instances: Annotated[int, BeforeValidator(_count)] = 1
-    service_ips: Annotated[dict[Literal["rr"], Wanted], BeforeValidator(_policies)] = Field({"rr": Wanted()})
+    service_ips: Annotated[dict[Policy, Wanted], BeforeValidator(_policies)] = Field({"rr": Wanted()})
+    weights: dict[_Number, Annotated[int, _upto(WEIGHT_MAX)]] = Field({})
+    states: dict[_Number, Annotated[Literal["up", "draining", "down"], BeforeValidator(_state)]] = Field({})
+    default_policy: Annotated[str, BeforeValidator(_text("a policy of service_ips"))] = ""
+    ports: tuple[ExposedPort, ...] = ()
+    metadata: Annotated[dict[str, str], BeforeValidator(_metadata)] = Field({})
+    needs: Annotated[tuple[str, ...], BeforeValidator(_jobs)] = ()
+
+    @model_validator(mode="after")
+    def _default(self) -> Self:
+        if self.default_policy and self.default_policy not in self.service_ips:
+            raise expected(f"default_policy to be a policy of service_ips ({', '.join(self.service_ips)})")
+        return self
+
+    def of_instance(self, number: int) -> dict[str, Any]:
+        """Weight and state of an instance."""
+        return {"weight": self.weights.get(number, 1), "state": self.states.get(number, "up")}
 
     @model_validator(mode="after")
     def _no_address(self) -> Self:

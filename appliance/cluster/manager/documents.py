@@ -14,6 +14,7 @@ All are in one bucket, because a transaction does not span two.
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -54,6 +55,8 @@ class ServiceIp(Document):
     policy: str
     v4: IPv4Address | None = None
     v6: IPv6Address | None = None
+    sticky: int = 0
+    hash_port: bool = False
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
@@ -61,10 +64,28 @@ class ServiceIp(Document):
         return tuple(it for it in (self.v4, self.v6) if it is not None)
 
 
+class ExposedPort(Document):
+    """A port on which every instance serves."""
+
+    port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    name: str = ""
+
+
+class Names(Document):
+    """What a service's names say beside its addresses, and the jobs that its instances are going to call."""
+
+    default_policy: str = ""
+    ports: tuple[ExposedPort, ...] = ()
+    metadata: dict[str, str] = {}
+    needs: tuple[str, ...] = ()
+
+
 class Job(Document):
     """One service. How many instances it has is what instance documents there are."""
 
     service_ips: tuple[ServiceIp, ...] = ()
+    names: Names = Names()
 
 
 class Placement(Document):
@@ -84,6 +105,8 @@ class Instance(Document):
     v6: IPv6Address
     placement: Placement | None = None
     announced_at: int = 0
+    weight: int = 1
+    state: Literal["up", "draining", "down"] = "up"
 
 
 class Interest(Document):

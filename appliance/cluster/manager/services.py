@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice
 from typing import Any
 
 from appliance.cluster.manager.addresses import Plan, Space, is_usable, unit_of
@@ -21,6 +22,7 @@ from appliance.cluster.manager.documents import (
     Document,
     Instance,
     Job,
+    Names,
     Node,
     Pool,
     ServiceIp,
@@ -77,17 +79,34 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     """
     allocation = _Allocation(state)
     job = descriptor.job
-    wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)))
+    wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)), names=_names(descriptor))
     numbers = set(state.numbers(job))
     surplus = sorted(number for number in numbers if number >= descriptor.instances)[:STEP]
     missing = [number for number in range(descriptor.instances) if number not in numbers][:STEP]
     changes: dict[str, Document | None] = {instance_key(job, number): None for number in surplus}
-    changes |= {instance_key(job, number): _instance(plan, allocation) for number in missing}
+    changes |= {
+        instance_key(job, number): _instance(plan, allocation).model_copy(update=descriptor.of_instance(number))
+        for number in missing
+    }
+    room = max(0, STEP - len(changes))
+    changes |= dict(islice(_adjusted(descriptor, state, numbers - set(surplus)), room))
     if state.job(job) != wanted:
         changes = {job_key(job): wanted, **changes}
     if not changes:
         return Outcome()
     return Outcome({SERVICES: allocation.pool, **changes}, notices([job], UNDEPLOYMENT if surplus else DEPLOYMENT))
+
+
+def _adjusted(descriptor: Descriptor, state: State, numbers: set[int]) -> Iterator[tuple[str, Document]]:
+    """Instances whose weight or state is another one than wanted."""
+    for number in sorted(numbers):
+        instance, wanted = state.instance(descriptor.job, number), descriptor.of_instance(number)
+        if instance is not None and (instance.weight, instance.state) != (wanted["weight"], wanted["state"]):
+            yield instance_key(descriptor.job, number), instance.model_copy(update=wanted)
+
+
+def _names(descriptor: Descriptor) -> Names:
+    return Names.model_validate(descriptor.model_dump(include=set(Names.model_fields)))
 
 
 def _service_ips(plan: Plan, descriptor: Descriptor, state: State, allocation: _Allocation) -> Iterator[ServiceIp]:
@@ -98,7 +117,7 @@ def _service_ips(plan: Plan, descriptor: Descriptor, state: State, allocation: _
         choose = partial(_choose, descriptor.job, allocation)
         v4 = choose(f"service_ips.{policy}.v4", wanted.v4, held.v4, plan.service_v4)
         v6 = choose(f"service_ips.{policy}.v6", wanted.v6, held.v6, plan.service_v6(policy))
-        yield ServiceIp(policy=policy, v4=v4, v6=v6)
+        yield ServiceIp(policy=policy, v4=v4, v6=v6, sticky=wanted.sticky, hash_port=wanted.hash_port)
 
 
 def _choose(
@@ -153,7 +172,8 @@ def _instance_view(state: State, job: str, number: int) -> dict[str, Any]:
     live = state.live(job, number) is not None
     status = "up" if live else "lost" if instance.placement else "wanted"
     placement = instance.placement.model_dump(mode="json") if instance.placement else {}
-    return {"number": number, "v4": str(instance.v4), "v6": str(instance.v6), "status": status, **placement}
+    own = {"v4": str(instance.v4), "v6": str(instance.v6), "weight": instance.weight, "state": instance.state}
+    return {"number": number, **own, "status": status, **placement}
 
 
 def node_view(state: State, name: str) -> dict[str, Any]:
