@@ -107,8 +107,15 @@ def _calls_part(lab: Lab, console: Console) -> Iterator[Check]:
 def _calls(lab: Lab, client: Container, family: Family) -> list[Call]:
     command = [sys.executable, "-m", "appliance.lab.probe", _service_ip(family), "--times", str(CALLS)]
     results = json.loads(_output(lab, client.name, command))
-    owners = {(it["protocol"], it["local_port"]): it["worker"] for it in lab.api(client.node).flows()}
+    owners = owning(lab.api(client.node).flows(), _service_ip(family))
     return [_call(family, it, owners.get((it["protocol"], it["port"]))) for it in results]
+
+
+def owning(flows: Iterable[Mapping[str, Any]], address: str) -> dict[tuple[str, int], int]:
+    """The worker of each flow to an address, by protocol and own port. Flows to elsewhere may have the same port, and
+    another worker."""
+    dialled = ip_address(address)
+    return {(it["protocol"], it["local_port"]): it["worker"] for it in flows if ip_address(it["dialled"]) == dialled}
 
 
 def _call(family: Family, result: Mapping[str, Any], worker: int | None) -> Call:
@@ -211,7 +218,7 @@ The lab {name!r} is running. Go on with, for instance:
   {command} status
   {command} exec {client} -- curl -s {WEB_V4}
   {command} exec {client} -- ping {WEB_V6}
-  {command} exec {client} -- iperf3 -c {_instance_ip(lab, web, 'v4')}
+  {command} exec {client} -- iperf3 -c {_instance_ip(lab, web, "v4")}
   {command} exec {web.node.name} -- appliance status
   {command} exec cluster -- appliance services
   {command} scale web {len(lab.plan.web) + 1}

@@ -167,12 +167,11 @@ class Recorder:
 
     @contextmanager
     def _requests(self) -> Iterator[None]:
-        """Notes the requests of this process that change something, or resolve an address; not what `scale` asks to
-        see whether it is done."""
+        """Notes the requests of this process that change something; not what `scale` asks to see whether it is done."""
         original = HTTPConnection.putrequest
 
         def putrequest(connection: HTTPConnection, method: str, url: str, *rest: Any, **more: Any) -> None:
-            if url != "/v1/need" and (method != "GET" or "/resolve/" in url):
+            if url != "/v1/need" and method != "GET":
                 receiver = self._receiver(connection)
                 self._note(Message(time.monotonic(), "operator", receiver, f"{method} {url}", "->>"))
             original(connection, method, url, *rest, **more)
@@ -229,7 +228,6 @@ def _forget(lab: Lab) -> None:
 
 
 def _first_call(lab: Lab) -> None:
-    lab.api(lab.plan.nodes[1]).resolve(str(WEB_V4))
     network.inside(lab.plan.client(2).namespace, lambda: call(str(WEB_V4), 80))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from appliance.lab import demo
-from appliance.lab.demo import Call, judge, turns
+from appliance.lab.demo import Call, judge, owning, turns
 from appliance.lab.lifecycle import Lab
 
 INSTANCES = ["web0", "web1"]
@@ -44,6 +44,11 @@ def test_calls_as_they_should_be() -> None:
 )
 def test_whatever_is_wrong_is_found(calls: list[Call], sentences: list[int]) -> None:
     assert wrong(calls) == sentences
+
+
+def test_a_flow_to_elsewhere_from_the_same_port_is_another_one() -> None:
+    ours = {"protocol": "udp", "local_port": 40000, "dialled": SERVICE, "worker": 0}
+    assert owning([ours, ours | {"dialled": "fdff:2000::30", "worker": 1}], SERVICE) == {("udp", 40000): 0}
 
 
 def test_one_instance_need_not_take_turns() -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from appliance.lab import measure
+from appliance.lab.demo import owning
 from appliance.lab.lifecycle import Lab
 from appliance.lab.plan import IPERF_PORTS, Family
 from tests.lab.helpers import FAMILIES, balanced, instance_ip, link_counter, probe, run, same
@@ -23,7 +24,7 @@ TIMES = 20
 def test_calls_go_to_both_instances_alternately(lab: Lab, client: str, family: Family) -> None:
     """Each worker goes round the instances by itself: so in turn where one worker has the calls."""
     calls = probe(lab, client, balanced(family), TIMES)
-    workers = flow_workers(lab, client)
+    workers = flow_workers(lab, client, balanced(family))
     for protocol in ("tcp", "udp"):
         turns: dict[int, list[int]] = {}
         for call in calls:
@@ -33,10 +34,10 @@ def test_calls_go_to_both_instances_alternately(lab: Lab, client: str, family: F
             assert alternate(instances), f"{protocol}: worker {worker}: {instances}"
 
 
-def flow_workers(lab: Lab, client: str) -> dict[tuple[str, int], int]:
-    """Which worker of a client's node has the flow from a port."""
+def flow_workers(lab: Lab, client: str, address: str) -> dict[tuple[str, int], int]:
+    """Which worker of a client's node has the flow from a port to an address."""
     node = next(it.node for it in lab.plan.containers if it.name == client)
-    return {(it["protocol"], it["local_port"]): it["worker"] for it in lab.api(node).flows()}
+    return owning(lab.api(node).flows(), address)
 
 
 def alternate(instances: list[int]) -> bool:

@@ -6,7 +6,7 @@ Services are deployed by the tests, each with a ServiceIP of its own, so that th
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.environment.netns import Netns
 from tests.manager.processes import Manager
@@ -36,8 +36,6 @@ class Pair:
     one: Node
     two: Node
     client: Netns
-    clients: int = 1
-    free: list[Netns] = field(default_factory=list)
 
     @contextmanager
     def service(self) -> Iterator[Service]:
@@ -53,6 +51,20 @@ class Pair:
         finally:
             if any(it["service"] == job for it in self.one.api.attachments()):
                 self.one.api.detach(job, 0)
+
+    @contextmanager
+    def without_cluster(self) -> Iterator[None]:
+        """Manager and broker have ended, and both nodes know."""
+        self.manager.process.stop()
+        until(lambda: self._connected() == [False, False], "both nodes have lost the broker")
+        try:
+            yield
+        finally:
+            self.manager = self.world.manager()
+            until(lambda: self._connected() == [True, True], "both nodes are back")
+
+    def _connected(self) -> list[bool]:
+        return [node.api.cluster()["connected"] for node in (self.one, self.two)]
 
     def is_up(self, job: str) -> bool:
         """Whether the cluster has a job's only instance."""

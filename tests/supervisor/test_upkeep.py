@@ -12,7 +12,8 @@ from appliance.environment.manager import EnvironmentManager
 from appliance.supervisor import upkeep
 from appliance.supervisor.upkeep import Upkeep
 from tests.environment.netns import BRIDGE, TUN, command
-from tests.supervisor.pair import CLIENTS, Pair
+from tests.supervisor.pair import CLIENTS, Pair, Service
+from tests.supervisor.sockets import connect, say, tcp_echo
 from tests.supervisor.world import HUB, Node, ping, until
 
 
@@ -37,22 +38,26 @@ def test_a_container_that_vanishes_is_withdrawn_within_a_second(pair: Pair) -> N
 
 @pytest.mark.root
 def test_another_uplink_address_is_announced_and_traffic_goes_on(pair: Pair) -> None:
+    """A connection too: it ends at the same instance, wherever that one's node is reached."""
     node = pair.one
-    with pair.service() as service:
-        assert ping(pair.client, service.address)
-        for address in ("192.0.2.77", node.address):
-            renumber(node, address)
-            changed = time.monotonic()
-            until(partial(_reached_at, pair.two, service.namespace_ip, address), "the other node knows", 5)
-            assert ping(pair.client, service.address, count=3), "an address ago it went elsewhere"
-            assert time.monotonic() - changed < 5
-            assert node.api.status()["node"]["address"] == address
+    with pair.service() as service, tcp_echo(service.container):
+        connection, _ = connect(pair.client, service.address)
+        with connection:
+            for address in ("192.0.2.77", node.address):
+                renumber(node, address)
+                changed = time.monotonic()
+                until(partial(is_reached_at, pair, service, address), "the other node knows", 5)
+                assert say(connection, address.encode()) == address.encode()
+                assert time.monotonic() - changed < 5
+                assert node.api.status()["node"]["address"] == address
     assert counted(node)["uplink_changed"] >= 2
+    assert node.api.cluster()["counters"]["stranded"] == 2, "the connection to the broker had its address too"
 
 
-def _reached_at(node: Node, namespace_ip: str, address: str) -> bool:
-    """Whether a node sends to a container at this underlay address."""
-    return bool(node.hosts()[namespace_ip]["node"] == address)
+def is_reached_at(pair: Pair, service: Service, address: str) -> bool:
+    """Whether the client's node sends a service's packets to an address."""
+    host = pair.two.hosts().get(service.namespace_ip)
+    return host is not None and host["node"] == address
 
 
 def renumber(node: Node, address: str) -> None:
@@ -120,7 +125,7 @@ def test_a_repair_that_fails_is_tried_again_until_it_succeeds(monkeypatch: pytes
         subject = Upkeep(cast("EnvironmentManager", environment), _never, _never)
         subject._on_damaged()
         async with asyncio.timeout(5):
-            while subject.counters["repaired"] == 0:  # noqa: ASYNC110 - a counter has no event
+            while subject.counters["repaired"] == 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         assert (environment.calls, subject.counters["repairs_failed"], subject.last_error) == (4, 3, "")
         await subject.stop()

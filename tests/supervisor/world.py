@@ -96,22 +96,12 @@ class Node:
         """What survives a reboot."""
         return self.directory / "state"
 
-    def start(self) -> "Node":
-        """Starts the supervisor, and waits until its API answers."""
+    def start(self, program: str = "appliance", after: int = 0) -> "Node":
+        """Starts the supervisor, or a program that is one (``dying``), and waits until its API answers."""
         file = self.directory / "appliance.toml"
         file.write_text(in_force(Config.model_validate(self._config())))
-        command = [
-            "ip",
-            "netns",
-            "exec",
-            self.namespace.name,
-            sys.executable,
-            "-m",
-            "appliance",
-            "run",
-            "-c",
-            str(file),
-        ]
+        arguments = ["run", "-c", str(file)] if program == "appliance" else [str(file), str(after)]
+        command = ["ip", "netns", "exec", self.namespace.name, sys.executable, "-m", program, *arguments]
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
         until(self._answers, f"{self.name} is ready", READY_S)

@@ -1,0 +1,35 @@
+"""A supervisor that is killed by itself: `python -m tests.supervisor.dying CONFIG AFTER`.
+
+It is the appliance's own, but for its environment's fault point: at the given command of an attachment, or of a
+detachment, it dies as by SIGKILL. What it does at its start does not count.
+"""
+
+import sys
+from pathlib import Path
+
+from appliance import config
+from appliance.environment.attachment import Attachment, NetnsRef
+from appliance.supervisor import main
+from tests.environment.faults import Fault, kill
+
+
+class Dying(main.Supervisor):
+    """Dies after some commands of its first operation."""
+
+    after = 0
+
+    async def attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
+        """Dies, if the plan has so many commands."""
+        self.environment.fault_point = Fault(self.after, kill)
+        return await super().attach(service, instance, netns)
+
+    async def detach(self, service: str, instance: int) -> bool:
+        """Dies, if the plan has so many commands."""
+        self.environment.fault_point = Fault(self.after, kill)
+        return await super().detach(service, instance)
+
+
+if __name__ == "__main__":
+    Dying.after = int(sys.argv[2])
+    main.Supervisor = Dying  # type: ignore[misc]
+    sys.exit(main.run(config.load(Path(sys.argv[1])), Path(sys.argv[1])))
