@@ -114,19 +114,20 @@ class Known:
 
     def _running(self, listed: Instance | None, deployment: Deployment) -> Instance:
         """An instance that runs here, with its ServiceIPs. A cluster that thinks us lost lists it no more for a while:
-        its addresses are its own for its life, so the last ones stay."""
+        its addresses are its own for its life, so the last ones stay; and what was drained stays so."""
         known = self._jobs.get(deployment.job)
-        kept = {} if listed is None else {"weight": listed.weight, "state": listed.state}
         instances = () if known is None else known.instances
+        last = next((it for it in instances if it.number == deployment.number), None)
+        told = listed or last
+        kept = {} if told is None else {"weight": told.weight, "state": told.state}
         service_ips = () if listed is None else listed.service_ips
-        last = (it.service_ips for it in instances if it.number == deployment.number)
         return Instance(
             instance_number=deployment.number,
             namespace_ip=deployment.v4,
             namespace_ip_v6=deployment.v6,
             host_ip=self.here.address,
             host_port=self.here.port,
-            service_ip=service_ips or next(last, ()),
+            service_ip=service_ips or (() if last is None else last.service_ips),
             **kept,
         )
 

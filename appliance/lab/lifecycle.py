@@ -44,6 +44,7 @@ from appliance.lab.plan import (
     Topology,
     cluster_options,
     descriptors,
+    draining,
     node_config,
     topology,
 )
@@ -268,8 +269,8 @@ def _addresses(picture: Picture, container: Container) -> list[str]:
 def scale(name: str, role: str, instances: int, report: Report = lambda _: None) -> Lab:
     """Gives a service so many instances. Raises NoLabError, SpecError, LabError, NetworkError, ApiError.
 
-    A new instance serves before it is called. One that is to go is taken out of the cluster first, then, when no node
-    chooses it any more and DRAIN_S have passed, off its node.
+    A new instance serves before it is called. One that is to go is drained first: for DRAIN_S it gets no new calls and
+    ends those that it has. Then it is taken out of the cluster, and when no node has it any more, off its node.
     """
     if ROLES.get(role, role) != WEB_SERVICE:
         raise LabError(f"service: expected web, or {WEB_SERVICE}, got {role}")
@@ -296,9 +297,10 @@ def _grow(lab: Lab, containers: Sequence[Container]) -> None:
 
 
 def _shrink(before: Lab, after: Lab, containers: Sequence[Container]) -> None:
+    before.manager.deploy(draining(before.plan.spec, {it.instance for it in containers}))
+    time.sleep(DRAIN_S)
     after.manager.deploy(descriptors(after.plan.spec))
     _settle(after, lambda picture: not any(map(picture.is_up, containers)), "the cluster has forgotten them")
-    time.sleep(DRAIN_S)
     for it in containers:
         with suppress(ApiError):  # its node may be down: then the link goes with the namespace
             after.api(it.node).detach(it.service, it.instance)

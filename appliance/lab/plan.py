@@ -14,7 +14,7 @@ Web instance i runs on node 1 + i mod nodes; each node has one client.
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -233,6 +233,14 @@ def descriptors(spec: Spec) -> list[Descriptor]:
     """The services of a lab, as they are deployed."""
     pinned = {"rr": {"v4": str(WEB_V4), "v6": str(WEB_V6)}}
     return [_descriptor(WEB_SERVICE, spec.instances, pinned), _descriptor(CLIENT_SERVICE, spec.nodes, {})]
+
+
+def draining(spec: Spec, instances: Iterable[int]) -> list[Descriptor]:
+    """The same, with these instances of the web service about to go."""
+    states: dict[int, Literal["up", "draining", "down"]] = dict.fromkeys(instances, "draining")
+    return [
+        it.model_copy(update={"states": states}) if it.job == WEB_SERVICE else it for it in descriptors(spec)
+    ]
 
 
 def _descriptor(service: str, instances: int, service_ips: dict[str, dict[str, str]]) -> Descriptor:
