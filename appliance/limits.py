@@ -70,6 +70,7 @@ IPV6_MTU_MIN: Final = 1_280  # RFC 8200 section 5
 # --- balancing -----------------------------------------------------------------------------------------------------
 
 STICKY_ENTRIES: Final = 65_536  # clients a node that sticky ServiceIPs remember, 64 bytes each: 4 MiB
+WEIGHT_MAX: Final = 1_000  # of an instance: a tenth of a percent is finer than anybody balances by hand
 STICKY_MAX_S: Final = 86_400  # a day; what must last longer belongs into the application
 
 # --- workers -------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def tcp(path: Path, workers: list[int], seconds: int, *, streams: int = 1, v6: b
     address = path.address_v6 if v6 else path.address_v4
     before = topology.underlay_traffic()
     with iperf.server(path.server), metered(workers) as used:
-        streamed = iperf.stream(path.client, address, seconds, streams)
+        streamed = iperf.streams_in_turn(path.client, address, seconds, streams)
     gigabytes = streamed.octets / 1e9
     return {
         "gbit_s": 8 * gigabytes / streamed.seconds,

@@ -52,7 +52,7 @@ class BoundsRun:
     def __init__(self) -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "compiled or worker"]
         command += ["tests/packets/test_fixtures.py", "tests/dataplane/test_worker.py"]
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115: `end` closes it
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `end` closes it
         self._process = subprocess.Popen(
             ["nice", "-n", "19", *command],
             cwd=ROOT,

@@ -30,7 +30,6 @@ from appliance.tables.layout import IPAddress
 INSTANCE_TYPES = frozenset({"instance_ip", "instancenumber"})
 _PART = r"[^.\s/+#\x00-\x1f\x7f]+"  # nothing that means something in a topic
 JOB_NAME = rf"^{_PART}(\.{_PART}){{3}}$"  # app.appns.service.servicens
-WEIGHT_MAX = 1_000
 NO_ADDRESS = ("", "<nil>")  # how existing nodes and managers write an address that is missing
 
 
@@ -94,7 +93,7 @@ class Instance(_Message):
     node: Any46 = Field(None, alias="host_ip")
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(None, alias="host_port")
     service_ips: tuple[ServiceIp, ...] = Field((), alias="service_ip")
-    weight: int = Field(1, ge=0, le=WEIGHT_MAX)
+    weight: int = Field(1, ge=0, le=limits.WEIGHT_MAX)
     state: Literal["up", "draining", "down"] = "up"
 
     @property

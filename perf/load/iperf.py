@@ -1,4 +1,4 @@
-"""TCP streams by iperf3: one server for one test, one client, JSON.
+"""TCP streams by iperf3: a server, and one client after the other, with JSON.
 
 iperf3's parallel streams share one thread before version 3.16; the environment of a result names the version.
 """
@@ -22,8 +22,20 @@ class Streamed:
 
 
 def server(namespace: str) -> Tool:
-    """A server that is ready for one test. Raises ToolError."""
-    return Tool(namespace, "iperf3", "-s", "-1", "-p", str(PORT), "--forceflush").expect(b"listening")
+    """A server that is ready for tests, one at a time. Raises ToolError."""
+    return Tool(namespace, "iperf3", "-s", "-p", str(PORT), "--forceflush").expect(b"listening")
+
+
+def streams_in_turn(namespace: str, address: str, seconds: int, streams: int) -> Streamed:
+    """Connections of a second each, one set of parallel streams after the other. Raises ToolError.
+
+    Which of the pinned workers a connection meets follows from its ports, and on a machine whose few CPUs both nodes
+    share much follows from that: so no sample is one connection.
+    """
+    tests = [stream(namespace, address, 1, streams) for _ in range(seconds)]
+    return Streamed(
+        sum(it.octets for it in tests), sum(it.seconds for it in tests), sum(it.retransmits for it in tests)
+    )
 
 
 def stream(namespace: str, address: str, seconds: int, streams: int) -> Streamed:

@@ -64,7 +64,9 @@ def test_a_body_that_is_no_json(manager: Manager, job: str) -> None:
 def test_a_pinned_address_is_given_once(manager: Manager, job: str) -> None:
     pinned = {"service_ips": {"rr": {"v4": "10.30.200.1", "v6": "fdff:2000::200"}}}
     made = manager.deploy(job, 1, **pinned)
-    assert made["service_ips"] == [{"policy": "rr", "v4": "10.30.200.1", "v6": "fdff:2000::200"}]
+    assert made["service_ips"] == [
+        {"policy": "rr", "v4": "10.30.200.1", "v6": "fdff:2000::200", "sticky": 0, "hash_port": False}
+    ]
     other = "rest.ns.other.test"
     status, answer = manager.call("PUT", f"/v1/services/{other}", body(other, **pinned))
     assert (status, job in answer["error"]) == (409, True)

@@ -129,7 +129,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @in_a_loop
 async def test_table_answers_and_the_list_become_nodes_with_the_mtu_of_their_paths() -> None:
-    publisher, paths = Publisher(layout.Capacity(64, 64, 64, 64)), Paths()
+    publisher, paths = Publisher(layout.Capacity(64, 64, 64, nodes=64)), Paths()
     catalogue = Catalogue(publisher)
     known = Peers(catalogue, HERE, paths)
     catalogue.replace([host(1, A)], [])
@@ -153,7 +153,7 @@ async def test_table_answers_and_the_list_become_nodes_with_the_mtu_of_their_pat
 
 @in_a_loop
 async def test_a_flood_of_reports_costs_a_few_questions() -> None:
-    publisher, paths = Publisher(layout.Capacity(64, 64, 64, 64)), Paths()
+    publisher, paths = Publisher(layout.Capacity(64, 64, 64, nodes=64)), Paths()
     catalogue = Catalogue(publisher)
     known = Peers(catalogue, HERE, paths)
     catalogue.replace([host(1, A)], [])
@@ -169,7 +169,7 @@ async def test_a_flood_of_reports_costs_a_few_questions() -> None:
 
 @in_a_loop
 async def test_a_full_table_is_counted_and_tried_again() -> None:
-    publisher = Publisher(layout.Capacity(64, 64, 64, 1))
+    publisher = Publisher(layout.Capacity(64, 64, 64, nodes=1))
     catalogue = Catalogue(publisher)
     known = Peers(catalogue, HERE, Paths())
     await known.start()

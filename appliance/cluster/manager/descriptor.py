@@ -34,7 +34,6 @@ from pydantic_core import ErrorDetails
 
 from appliance import limits
 from appliance.cluster.manager.requests import canonical
-from appliance.cluster.messages import WEIGHT_MAX
 from appliance.config import ConfigError, Problem, expected
 
 INSTANCES_MAX = 10_000
@@ -195,7 +194,7 @@ class Descriptor(_Part):
     service_namespace: Annotated[str, BeforeValidator(_part)]
     instances: Annotated[int, BeforeValidator(_count)] = 1
     service_ips: Annotated[dict[Policy, Wanted], BeforeValidator(_policies)] = Field({"rr": Wanted()})
-    weights: dict[_Number, Annotated[int, _upto(WEIGHT_MAX)]] = Field({})
+    weights: dict[_Number, Annotated[int, _upto(limits.WEIGHT_MAX)]] = Field({})
     states: dict[_Number, Annotated[Literal["up", "draining", "down"], BeforeValidator(_state)]] = Field({})
     default_policy: Annotated[str, BeforeValidator(_text("a policy of service_ips"))] = ""
     ports: tuple[ExposedPort, ...] = ()
