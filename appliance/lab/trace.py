@@ -263,7 +263,12 @@ def _always(_: Lab) -> bool:
 
 SCENES = (
     Scene("Registration", "A node starts for the first time, and a container is there already.", _join_anew, _back),
-    Scene("A first call", "A container of node 2 calls a service that its node does not know.", _first_call, _always),
+    Scene(
+        "A first call",
+        "A container of node 2 calls a service that its node does not know: its first packet waits for the answer.",
+        _first_call,
+        _always,
+    ),
     Scene("Deployment and scaling up", "A second instance is deployed, and attached at node 2.", _scale(2), _always),
     Scene("Scaling down", "The second instance is taken back.", _scale(1), _always),
     Scene("A node is lost", "Node 2 dies with all its processes.", lambda lab: lifecycle.kill(NAME, "node2"), _lost),

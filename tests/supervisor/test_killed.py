@@ -24,22 +24,23 @@ def test_a_supervisor_killed_at_any_command_leaves_what_the_next_one_makes_right
     manager, container, node = hub.manager(), hub.container(), hub.member(ONE)
     manager.deploy(JOB, 1)
     clean = state_without_containers(node, container)
-    adopted = []
-    for after in itertools.count(1):
-        if not dies(node, after, container, attach=True):
+    adopted: list[bool] = []
+    start(node, 1)
+    for after in itertools.count(2):
+        if not dies(node, container, attach=True):
             break
-        start(node)
+        start(node, after)
         adopted.append(bool(node.api.attachments()))
         if adopted[-1]:
             is_whole(node, manager, container)
             node.api.detach(JOB, 0)
         is_gone(node, manager, container, clean)
-        node.end()
     assert len(adopted) >= 10
     assert adopted == [False] * (len(adopted) - 1) + [True], "only the last command commits"
     is_whole(node, manager, container)
     node.end()
-    assert dies(node, 1, container, attach=False)
+    start(node, 1)
+    assert dies(node, container, attach=False)
     start(node)
     is_gone(node, manager, container, clean)
 
@@ -50,9 +51,8 @@ def start(node: Node, after: int = 0) -> None:
     ready(node)
 
 
-def dies(node: Node, after: int, container: Netns, *, attach: bool) -> bool:
-    """Starts a supervisor, and attaches a container or detaches it; whether the supervisor came to that command."""
-    start(node, after)
+def dies(node: Node, container: Netns, *, attach: bool) -> bool:
+    """Attaches a container, or detaches it; whether the supervisor came to the command that it dies at."""
     with suppress(ApiError, OSError):
         if attach:
             node.api.attach(JOB, 0, {"netns": container.name})
