@@ -56,8 +56,8 @@ READY_S = 90.0
 POLL_S = 0.02
 SETTLE_S = 30.0
 """Seconds until every node knows of a change; it takes less than one."""
-DRAIN_S = 0.5
-"""Seconds that calls of an instance that is about to go have to end."""
+DRAIN_S = 1.5
+"""Seconds in which every node hears that an instance is draining, and its calls end."""
 ATTACH_AT_ONCE = 8
 LOG_LINES = 15
 """Last lines of a log that an error repeats."""
@@ -268,8 +268,8 @@ def _addresses(picture: Picture, container: Container) -> list[str]:
 def scale(name: str, role: str, instances: int, report: Report = lambda _: None) -> Lab:
     """Gives a service so many instances. Raises NoLabError, SpecError, LabError, NetworkError, ApiError.
 
-    A new instance serves before it is called. One that is to go is taken out of the cluster first, then, when no node
-    chooses it any more and DRAIN_S have passed, off its node.
+    A new instance serves before it is called. One that is to go is drained for DRAIN_S, then taken out of the cluster,
+    then, when no node knows it any more, off its node.
     """
     if ROLES.get(role, role) != WEB_SERVICE:
         raise LabError(f"service: expected web, or {WEB_SERVICE}, got {role}")
@@ -296,9 +296,10 @@ def _grow(lab: Lab, containers: Sequence[Container]) -> None:
 
 
 def _shrink(before: Lab, after: Lab, containers: Sequence[Container]) -> None:
+    after.manager.deploy(descriptors(before.plan.spec, draining=containers))
+    time.sleep(DRAIN_S)
     after.manager.deploy(descriptors(after.plan.spec))
     _settle(after, lambda picture: not any(map(picture.is_up, containers)), "the cluster has forgotten them")
-    time.sleep(DRAIN_S)
     for it in containers:
         with suppress(ApiError):  # its node may be down: then the link goes with the namespace
             after.api(it.node).detach(it.service, it.instance)

@@ -101,8 +101,8 @@ def test_scaling_up_under_load_costs_no_call(three: Lab) -> None:
     assert set(seen.answers) == {"web0", "web1", "web2", "web3", "web4"}
 
 
-def test_scaling_down_under_load_costs_at_most_the_call_that_is_under_way(three: Lab) -> None:
-    """There is no draining: an instance that the cluster removes loses its connections with the tables' update."""
+def test_scaling_down_under_load_costs_at_most_one_call(three: Lab) -> None:
+    """An instance is drained before it goes; even so a call was seen to time out on a busy machine."""
     lifecycle.scale(CHANGING, "web", 5)
     with load(three, "client1") as seen:
         lifecycle.scale(CHANGING, "web", 3)
