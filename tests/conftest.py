@@ -22,14 +22,21 @@ compiled.use(Config().paths.cache)  # before numba is imported: what `make warm`
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long the cluster is away in the test that takes it away."""
+    """How long the cluster is away in the test that takes it away; and whether there is time for much."""
     parser.addoption("--outage", type=float, default=3.0, help="seconds without a cluster; 60 is what is promised")
+    parser.addoption("--long", action="store_true", help="larger files: minutes instead of seconds")
 
 
 @pytest.fixture
 def outage(request: pytest.FixtureRequest) -> float:
     """Seconds without a cluster."""
     return float(request.config.getoption("--outage"))
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether there is time for the long versions of tests."""
+    return bool(request.config.getoption("--long"))
 
 
 @cache

@@ -283,7 +283,11 @@ def _lower(buffer, at, p, field, most):
 
 @njit
 def _send_error(w, at, p):
-    """Bring an ICMP error to the node whose container sent the packet that it is about, translated (``error``)."""
+    """Bring an ICMP error to the node whose container sent the packet that it is about, translated (``error``).
+
+    Over IPv6 it may be larger than a narrow path takes (RFC 4443 section 2.4(c): up to 1,280 bytes), and nobody could
+    be told to make it smaller: so it is one of those that may be fragmented on the underlay.
+    """
     buffer, state = w.buffer, w.state[0]
     if buffer[at] & vnet.NEEDS_CSUM:
         segment.finish(buffer, p, le16(buffer, at + vnet.CSUM_START), le16(buffer, at + vnet.CSUM_OFFSET))
@@ -323,7 +327,8 @@ def _send_error(w, at, p):
     if local:
         inbound.deliver_error(w, buffer, p, False)
         return
-    run.prepare(w, state.wire, node_hi, node_lo, port, p.length)
+    fd = state.fragmenting if state.fragmenting >= 0 else state.wire
+    run.prepare(w, fd, node_hi, node_lo, port, p.length)
     run.add(w, address_of(buffer, p.at), p.length, 0, 0)
 
 

@@ -1,6 +1,6 @@
 """A network of nodes on one machine: real supervisors, workers and packets, with namespaces as computers.
 
-              lab-underlay (bridge, MTU 1500, 198.18.0.0/15 and 2001:db8::/64)
+              lab-underlay (bridge, MTU 1500 or as asked for, 198.18.0.0/15 and 2001:db8::/64)
                    │ node1                          │ node2                    … any number of nodes, and the cluster:
                    │                                │                            lab-cluster, `appliance cluster run`
     ┌──────────────┴ uplink ─────────┐ ┌────────────┴ uplink ───────────┐

@@ -19,7 +19,7 @@ from appliance.lab import lifecycle, processes
 from appliance.lab.files import NoLabError
 from appliance.lab.lifecycle import Lab, LabError
 from appliance.lab.network import NetworkError
-from appliance.lab.plan import DEFAULT_NAME, WEB_V4, Family, Spec, SpecError, setting
+from appliance.lab.plan import DEFAULT_NAME, UNDERLAY_MTU, WEB_V4, Family, Spec, SpecError, setting
 from appliance.lab.processes import MARKER
 
 NOT_FOUND = 127
@@ -78,6 +78,7 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Workers of each node, or of node 1, 2 and so on.  [default: one a CPU]",
         ),
         click.option("--cut", is_flag=True, help="The underlay cuts super-packets (no TSO, no USO)."),
+        click.option("--mtu", default=UNDERLAY_MTU, show_default=True, help="MTU of the underlay, bytes."),
         click.option(
             "--set",
             "settings",
@@ -92,10 +93,10 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def spec(
-    name: str, nodes: int, instances: int, tunnel: Family, workers: str, cut: bool, settings: tuple[str, ...]
+    name: str, nodes: int, instances: int, tunnel: Family, workers: str, cut: bool, settings: tuple[str, ...], mtu: int
 ) -> Spec:
     """The lab that the options ask for. Raises SpecError."""
-    return Spec(name, nodes, instances, tunnel, _numbers("workers", workers), cut, tuple(map(setting, settings)))
+    return Spec(name, nodes, instances, tunnel, _numbers("workers", workers), cut, tuple(map(setting, settings)), mtu)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -44,7 +44,6 @@ from appliance.lab.plan import (
     Topology,
     cluster_options,
     descriptors,
-    draining,
     node_config,
     topology,
 )
@@ -57,8 +56,8 @@ READY_S = 90.0
 POLL_S = 0.02
 SETTLE_S = 30.0
 """Seconds until every node knows of a change; it takes less than one."""
-DRAIN_S = 0.5
-"""Seconds that calls of an instance that is about to go have to end."""
+DRAIN_S = 1.5
+"""Seconds in which every node hears that an instance is draining, and its calls end."""
 ATTACH_AT_ONCE = 8
 LOG_LINES = 15
 """Last lines of a log that an error repeats."""
@@ -297,7 +296,7 @@ def _grow(lab: Lab, containers: Sequence[Container]) -> None:
 
 
 def _shrink(before: Lab, after: Lab, containers: Sequence[Container]) -> None:
-    before.manager.deploy(draining(before.plan.spec, {it.instance for it in containers}))
+    after.manager.deploy(descriptors(before.plan.spec, draining=containers))
     time.sleep(DRAIN_S)
     after.manager.deploy(descriptors(after.plan.spec))
     _settle(after, lambda picture: not any(map(picture.is_up, containers)), "the cluster has forgotten them")

@@ -21,7 +21,7 @@ from pyroute2 import IPRoute, NetlinkError, netns
 from pyroute2.ethtool import Ethtool
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
-from appliance.lab.plan import UNDERLAY_MTU, UNDERLAY_V4, UNDERLAY_V6, Host, Topology, namespace_path, owned
+from appliance.lab.plan import UNDERLAY_V4, UNDERLAY_V6, Host, Topology, namespace_path, owned
 from appliance.lab.processes import undisturbed
 
 T = TypeVar("T")
@@ -74,10 +74,10 @@ def _build(plan: Topology) -> None:
     for namespace in plan.namespaces:
         _add(namespace)
     with entered(plan.underlay), IPRoute() as ip:
-        ip.link("add", ifname=BRIDGE, kind="bridge", mtu=UNDERLAY_MTU)
+        ip.link("add", ifname=BRIDGE, kind="bridge", mtu=plan.spec.mtu)
         _up(ip, BRIDGE)
         for host in plan.hosts:
-            _plug(ip, host)
+            _plug(ip, host, plan.spec.mtu)
     for host in plan.hosts:
         _address(host)
     if plan.spec.cut:
@@ -100,12 +100,12 @@ def remove(namespaces: Iterable[str]) -> None:
             continue
 
 
-def _plug(ip: IPRoute, host: Host) -> None:
+def _plug(ip: IPRoute, host: Host, mtu: int) -> None:
     """A link from the underlay's bridge to a host; `ip` is in the underlay's namespace."""
     handle = os.open(namespace_path(host.namespace), os.O_RDONLY)
     try:
-        peer = {"ifname": UPLINK, "net_ns_fd": handle, "mtu": UNDERLAY_MTU}
-        ip.link("add", ifname=host.name, kind="veth", mtu=UNDERLAY_MTU, peer=peer)
+        peer = {"ifname": UPLINK, "net_ns_fd": handle, "mtu": mtu}
+        ip.link("add", ifname=host.name, kind="veth", mtu=mtu, peer=peer)
     finally:
         os.close(handle)
     (bridge,) = ip.link_lookup(ifname=BRIDGE)

@@ -40,6 +40,8 @@ ROLES = {"web": "demo.lab.web.lab", "client": "demo.lab.client.lab"}
 NAMESPACES = Path("/run/netns")
 UNDERLAY_V4, UNDERLAY_V6 = IPv4Network("198.18.0.0/15"), IPv6Network("2001:db8::/64")
 UNDERLAY_MTU = 1500
+UNDERLAY_MTU_MIN, UNDERLAY_MTU_MAX = 1280, 9000
+"""IPv6 needs the one (RFC 8200, section 5), common switches do not carry more than the other."""
 CLUSTER_V4, CLUSTER_V6 = UNDERLAY_V4[-2], UNDERLAY_V6[0xFFFF0001]
 MQTT_PORT, REST_PORT = 10003, 10110
 SUBNET_V4_LONGEST, SUBNET_V6_LONGEST = 26, 120
@@ -79,11 +81,14 @@ class Spec:
     cut: bool = False
     """The underlay cuts super-packets as a network card without segmentation offload would."""
     settings: tuple[Setting, ...] = ()
+    mtu: int = UNDERLAY_MTU
+    """Of the underlay and the nodes' uplinks, bytes."""
 
     def __post_init__(self) -> None:
         _expect_name(self.name)
         _expect_range("nodes", self.nodes, 1, NODES_MAX)
         _expect_range("instances", self.instances, 1, INSTANCES_MAX)
+        _expect_range("mtu", self.mtu, UNDERLAY_MTU_MIN, UNDERLAY_MTU_MAX)
         if not self.workers:
             raise SpecError("workers: expected at least one number")
 
@@ -229,18 +234,13 @@ def _containers(spec: Spec, nodes: tuple[Node, ...]) -> Iterator[Container]:
         yield Container(name, f"{spec.name}-{name}", node, service, instance)
 
 
-def descriptors(spec: Spec) -> list[Descriptor]:
-    """The services of a lab, as they are deployed."""
+def descriptors(spec: Spec, draining: Iterable[Container] = ()) -> list[Descriptor]:
+    """The services of a lab, as they are deployed; these instances of the demo service keep what they have, and get
+    nothing new."""
     pinned = {"rr": {"v4": str(WEB_V4), "v6": str(WEB_V6)}}
-    return [_descriptor(WEB_SERVICE, spec.instances, pinned), _descriptor(CLIENT_SERVICE, spec.nodes, {})]
-
-
-def draining(spec: Spec, instances: Iterable[int]) -> list[Descriptor]:
-    """The same, with these instances of the web service about to go."""
-    states: dict[int, Literal["up", "draining", "down"]] = dict.fromkeys(instances, "draining")
-    return [
-        it.model_copy(update={"states": states}) if it.job == WEB_SERVICE else it for it in descriptors(spec)
-    ]
+    web = _descriptor(WEB_SERVICE, spec.instances, pinned)
+    web.states.update((it.instance, "draining") for it in draining)
+    return [web, _descriptor(CLIENT_SERVICE, spec.nodes, {})]
 
 
 def _descriptor(service: str, instances: int, service_ips: dict[str, dict[str, str]]) -> Descriptor:

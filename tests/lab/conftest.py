@@ -16,15 +16,16 @@ from tests.lab.helpers import NOTHING, leftovers
 
 Build = Callable[..., Lab]
 
-SHARED, VARIED, BROKEN, CHANGING = (f"{letter}{os.getpid()}" for letter in "efgh")
-"""Names of this run's labs: the one that all tests use, those that single tests build, and the one that some change."""
+SHARED, VARIED, BROKEN, CHANGING, NARROW = (f"{letter}{os.getpid()}" for letter in "efghi")
+"""Names of this run's labs: the one that all tests use, those that single tests build, the one that some change, and
+the one with a narrow underlay."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_labs_of_killed_runs() -> None:
     """Removes the labs of test runs that were killed; their names tell the process."""
-    for directory in LABS.glob("[efgh]*") if os.geteuid() == 0 else ():
-        run = re.fullmatch(r"[efgh]([0-9]+)", directory.name)
+    for directory in LABS.glob("[efghi]*") if os.geteuid() == 0 else ():
+        run = re.fullmatch(r"[efghi]([0-9]+)", directory.name)
         if run is not None and not Path("/proc", run[1]).exists():
             lifecycle.down(directory.name)
 

@@ -32,9 +32,9 @@ def reply(datagram: bytes) -> bytes:
 
 
 def burst(number: int, size: int, count: int) -> list[bytes]:
-    """Datagrams of equal size but the last, each with its own sequence number and content."""
+    """Datagrams of equal size but the last of several, each with its own sequence number and content."""
     random = Random(number)
-    sizes = [size] * (count - 1) + [random.randint(HEADER, size)]
+    sizes = [size] * (count - 1) + [random.randint(HEADER, size) if count > 1 else size]
     numbers = range(number * count, (number + 1) * count)
     return [n.to_bytes(HEADER, "big") + random.randbytes(it - HEADER) for n, it in zip(numbers, sizes, strict=True)]
 
@@ -59,7 +59,8 @@ def send(address: str, port: int, size: int, count: int, bursts: int) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     repeated = wrong = 0
     with socket.socket(family, socket.SOCK_DGRAM) as talker:
-        talker.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+        if count > 1:  # one datagram may be larger than a packet, then it is fragmented
+            talker.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
         talker.settimeout(1.0)
         talker.connect((address, port))
         for number in range(bursts):
