@@ -108,7 +108,8 @@ def screen(lab: Mapping[str, Any]) -> RenderableType:
     """What `data` gives, as one screen."""
     nodes = [_without(it, "id", "socket", "config", "log") for it in lab["nodes"]]
     services = [
-        {"name": it["name"], "called": it["dns"], **_flat(it["service_ips"]), "instances": len(it["instances"])} for it in lab["services"]
+        {"name": it["name"], "called": it["dns"], **_flat(it["service_ips"]), "instances": len(it["instances"])}
+        for it in lab["services"]
     ]
     cluster = lab["cluster"]
     return Group(
