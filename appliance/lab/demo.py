@@ -21,7 +21,7 @@ from rich.table import Table
 from appliance.lab import measure, processes
 from appliance.lab.lifecycle import Lab, LabError
 from appliance.lab.measure import OutputError
-from appliance.lab.plan import DEFAULT_NAME, IPERF_PORTS, WEB_V4, WEB_V6, Container, Family
+from appliance.lab.plan import DEFAULT_NAME, IPERF_PORTS, WEB_SERVICE, WEB_V4, WEB_V6, Container, Family, dns_name
 from appliance.screens import PIPE_WIDTH, cell
 
 FAMILIES: tuple[Family, ...] = ("v4", "v6")
@@ -57,7 +57,7 @@ def demonstrate(lab: Lab) -> bool:
     """Calls, pings and loads the demo service from node 1's client, and prints what happened; whether all is right."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     checks = []
-    for part in (_calls_part, _echoes_part, _rates_part, _workers_part):
+    for part in (_calls_part, _names_part, _echoes_part, _rates_part, _workers_part):
         try:
             checks += list(part(lab, console))
         except (LabError, OutputError) as error:
@@ -165,6 +165,20 @@ def turns(calls: Iterable[Call]) -> list[list[str]]:
     return list(by_worker.values())
 
 
+# --- Names ---------------------------------------------------------------------------------------
+
+
+def _names_part(lab: Lab, console: Console) -> Iterator[Check]:
+    """A call by each of the names that containers beside the service may use."""
+    client = lab.plan.client()
+    own = {it.name for it in lab.plan.web if it.node == client.node}
+    for name in ("web", f"closest.{dns_name(WEB_SERVICE)}"):
+        answered = json.loads(_output(lab, client.name, ["curl", "-sf", "--max-time", "10", f"http://{name}/"]))
+        expected = own if name.startswith("closest.") else {it.name for it in lab.plan.web}
+        sentence = f"curl http://{name} was answered by {answered['container']} on {answered['node']}"
+        yield Check(sentence, answered["container"] in expected)
+
+
 # --- Echoes and rates ---------------------------------------------------------------------------
 
 
@@ -216,7 +230,8 @@ def _how_to_go_on(lab: Lab, console: Console) -> None:
 The lab {name!r} is running. Go on with, for instance:
 
   {command} status
-  {command} exec {client} -- curl -s {WEB_V4}
+  {command} exec {client} -- curl -s http://web
+  {command} exec {client} -- dig +search closest.web
   {command} exec {client} -- ping {WEB_V6}
   {command} exec {client} -- iperf3 -c {_instance_ip(lab, web, "v4")}
   {command} exec {web.node.name} -- appliance status

@@ -2,7 +2,8 @@
 
 Nothing here is ever created in the machine's own namespace: a link begins inside the underlay's namespace and
 its other end is born inside the node's, so a kill at any moment leaves only namespaces, which `existing`
-finds by their names and `remove` deletes with all that is in them.
+finds by their names and `remove` deletes with all that is in them. So it does with the resolv.conf that a node writes
+for each container it attaches (`appliance.naming.resolv`): it is outside the namespace, and outlives a killed node.
 
 pyroute2 can open a namespace's socket and create a namespace by itself, but forks us for it: the copy has
 our signal handlers and our stack, and an interrupt would unwind, and so clean up, twice. So the calling
@@ -13,8 +14,9 @@ import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from pyroute2 import IPRoute, NetlinkError, netns
@@ -23,6 +25,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
 from appliance.lab.plan import UNDERLAY_V4, UNDERLAY_V6, Host, Topology, namespace_path, owned
 from appliance.lab.processes import undisturbed
+from appliance.naming import resolv
 
 T = TypeVar("T")
 
@@ -34,8 +37,21 @@ RECEIVE = ("rx-gro",)
 
 
 def existing(lab: str) -> list[str]:
-    """The namespaces of a lab that exist, whether they were completed or not."""
-    return sorted(name for name in netns.listnetns() if owned(lab, name))
+    """The namespaces of a lab of which there is anything: themselves, or what an attachment wrote for them."""
+    return sorted(name for name in {*netns.listnetns(), *_described()} if owned(lab, name))
+
+
+def _described() -> Iterator[str]:
+    """Namespaces for which a supervisor wrote a resolv.conf, or was killed before it had."""
+    for directory in resolv.DIRECTORY.glob("*"):
+        with suppress(OSError):  # another lab's, which is going just now
+            if _is_written(directory):
+                yield directory.name
+
+
+def _is_written(directory: Path) -> bool:
+    file = directory / resolv.FILE
+    return resolv.is_ours(file) if file.exists() else not any(directory.iterdir())
 
 
 class NetworkError(Exception):
@@ -92,12 +108,15 @@ def _add(namespace: str) -> None:
 
 
 def remove(namespaces: Iterable[str]) -> None:
-    """Deletes namespaces; one that is gone already is no error."""
+    """Deletes namespaces, and their resolv.conf where a supervisor wrote it; what is gone already is no error."""
     for namespace in namespaces:
-        try:
+        with suppress(FileNotFoundError):
             netns.remove(namespace)
-        except FileNotFoundError:
-            continue
+        directory = resolv.DIRECTORY / namespace
+        if directory.is_dir() and _is_written(directory):
+            (directory / resolv.FILE).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody's files beside it stay
+                directory.rmdir()
 
 
 def _plug(ip: IPRoute, host: Host, mtu: int) -> None:

@@ -4,7 +4,7 @@ Address plan:
 
     underlay of node k      198.18.0.0/15 + k, 2001:db8::/64 + k (RFC 2544, RFC 3849: never routed outside)
     underlay of the cluster 198.19.255.254, 2001:db8::ffff:1
-    ServiceIP of the demo   10.30.30.30 and fdff:2000::30, by its descriptor
+    ServiceIPs of the demo  rr 10.30.30.30 and fdff:2000::30, closest 10.30.30.31 and fdff:1000::30, by its descriptor
 
 All other addresses come from the lab's cluster, and only the cluster knows them: the nodes' subnets, the containers'
 addresses in them, the instance IPs.
@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from appliance.cluster.manager.descriptor import Descriptor, Wanted
+from appliance.cluster.manager.descriptor import Descriptor
 from appliance.config import Config, dotted
+from appliance.naming import names
 
 Family = Literal["v4", "v6"]
 
@@ -49,9 +50,20 @@ SUBNET_V4_LONGEST, SUBNET_V6_LONGEST = 26, 120
 
 WEB_SERVICE, CLIENT_SERVICE = ROLES["web"], ROLES["client"]
 WEB_V4, WEB_V6 = IPv4Address("10.30.30.30"), IPv6Address("fdff:2000::30")
+CLOSEST_V4, CLOSEST_V6 = IPv4Address("10.30.30.31"), IPv6Address("fdff:1000::30")
 WEB_PORT = 80
 IPERF_PORTS = (5201, 5202, 5203, 5204)
 """iperf3 serves one test at a time: one server a port."""
+WEB: dict[str, Any] = {
+    "service_ips": {
+        "rr": {"v4": str(WEB_V4), "v6": str(WEB_V6)},
+        "closest": {"v4": str(CLOSEST_V4), "v6": str(CLOSEST_V6)},
+    },
+    "default_policy": "rr",
+    "ports": [{"name": "http", "port": WEB_PORT}],
+    "metadata": {"about": "demo of the lab"},
+}
+"""What the demo's descriptor says besides names and size."""
 
 
 class SpecError(Exception):
@@ -237,22 +249,20 @@ def _containers(spec: Spec, nodes: tuple[Node, ...]) -> Iterator[Container]:
 def descriptors(spec: Spec, draining: Iterable[Container] = ()) -> list[Descriptor]:
     """The services of a lab, as they are deployed; these instances of the demo service keep what they have, and get
     nothing new."""
-    pinned = {"rr": {"v4": str(WEB_V4), "v6": str(WEB_V6)}}
-    web = _descriptor(WEB_SERVICE, spec.instances, pinned)
+    web = _descriptor(WEB_SERVICE, spec.instances, **WEB)
     web.states.update((it.instance, "draining") for it in draining)
-    return [web, _descriptor(CLIENT_SERVICE, spec.nodes, {})]
+    return [web, _descriptor(CLIENT_SERVICE, spec.nodes, service_ips={})]
 
 
-def _descriptor(service: str, instances: int, service_ips: dict[str, dict[str, str]]) -> Descriptor:
+def dns_name(service: str, zone: str = Config().naming.zone) -> str:
+    """By what containers call a service."""
+    return b".".join((*names.of_job(service), zone.encode())).decode()
+
+
+def _descriptor(service: str, instances: int, **more: Any) -> Descriptor:
     app, namespace, name, service_namespace = service.split(".")
-    return Descriptor(
-        app=app,
-        namespace=namespace,
-        service=name,
-        service_namespace=service_namespace,
-        instances=instances,
-        service_ips={policy: Wanted.model_validate(it) for policy, it in service_ips.items()},
-    )
+    fixed = {"app": app, "namespace": namespace, "service": name, "service_namespace": service_namespace}
+    return Descriptor.model_validate({**fixed, "instances": instances, **more})
 
 
 def cluster_options(plan: Topology, directory: Path) -> list[str]:

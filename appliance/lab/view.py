@@ -8,12 +8,12 @@ from rich.console import Group, RenderableType
 from appliance.client import ApiError
 from appliance.lab.cluster import NOTHING, Picture
 from appliance.lab.lifecycle import Lab
-from appliance.lab.plan import ROLES, Container, Node, Topology
+from appliance.lab.plan import ROLES, Container, Node, Topology, dns_name
 from appliance.screens import table
 
 
 def data(lab: Lab) -> dict[str, Any]:
-    """Nodes; containers with node, namespace and addresses; services with ServiceIPs by policy and family.
+    """Nodes; containers with node, namespace and addresses; services with DNS name, ServiceIPs by policy and family.
 
     What the cluster assigns is null, and a service has no instances, while it does not answer.
     """
@@ -86,7 +86,8 @@ def _container(container: Container, picture: Picture) -> dict[str, Any]:
 def _service(plan: Topology, name: str, service: Mapping[str, Any]) -> dict[str, Any]:
     """A service as the cluster has it; `service` is empty if it has none."""
     addresses = {it["policy"]: {"v4": it["v4"], "v6": it["v6"]} for it in service.get("service_ips", [])}
-    return {"name": name, "service_ips": addresses, "instances": list(_instances(plan, name, service))}
+    called = dns_name(name) if addresses else None
+    return {"name": name, "dns": called, "service_ips": addresses, "instances": list(_instances(plan, name, service))}
 
 
 def _instances(plan: Topology, name: str, service: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -107,7 +108,8 @@ def screen(lab: Mapping[str, Any]) -> RenderableType:
     """What `data` gives, as one screen."""
     nodes = [_without(it, "id", "socket", "config", "log") for it in lab["nodes"]]
     services = [
-        {"name": it["name"], **_flat(it["service_ips"]), "instances": len(it["instances"])} for it in lab["services"]
+        {"name": it["name"], "called": it["dns"], **_flat(it["service_ips"]), "instances": len(it["instances"])}
+        for it in lab["services"]
     ]
     cluster = lab["cluster"]
     return Group(

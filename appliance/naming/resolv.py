@@ -20,6 +20,7 @@ from appliance.naming import names
 
 MARK: Final = "# edge-appliance\n"
 DIRECTORY: Final = Path("/etc/netns")
+FILE: Final = "resolv.conf"
 SEARCH_MAX: Final = 6
 """Domains that every resolver takes (resolv.conf(5), before glibc 2.26)."""
 
@@ -38,12 +39,12 @@ def text(attachment: Attachment, zone: str, host_search: Iterable[str]) -> str:
 def path(attachment: Attachment, directory: Path = DIRECTORY) -> Path | None:
     """Where the file is; None if the container's is not ours."""
     netns = attachment.netns
-    return directory / netns.value / "resolv.conf" if netns.kind == "name" else None
+    return directory / netns.value / FILE if netns.kind == "name" else None
 
 
 def write(file: Path, content: str) -> bool:
     """Writes the file, unless it is somebody else's; False then. Raises OSError."""
-    if file.exists() and not _is_ours(file):
+    if file.exists() and not is_ours(file):
         return False
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content)
@@ -53,12 +54,14 @@ def write(file: Path, content: str) -> bool:
 
 def remove(file: Path) -> None:
     """Removes the file if it is ours, and its directory if that is empty then. Raises OSError."""
-    if not file.exists() or not _is_ours(file):
+    if not file.exists() or not is_ours(file):
         return
     file.unlink()
     if not any(file.parent.iterdir()):
         file.parent.rmdir()
 
 
-def _is_ours(file: Path) -> bool:
-    return file.read_text(errors="replace").startswith(MARK)
+def is_ours(file: Path) -> bool:
+    """Whether this wrote a file, or was killed before its first byte. Raises OSError."""
+    content = file.read_text(errors="replace")
+    return content.startswith(MARK) or not content

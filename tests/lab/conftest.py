@@ -12,6 +12,7 @@ from appliance.lab import lifecycle
 from appliance.lab.files import ROOT as LABS
 from appliance.lab.lifecycle import Lab
 from appliance.lab.plan import Spec
+from appliance.naming import resolv
 from tests.lab.helpers import NOTHING, leftovers
 
 Build = Callable[..., Lab]
@@ -24,10 +25,11 @@ the one with a narrow underlay."""
 @pytest.fixture(scope="session", autouse=True)
 def no_labs_of_killed_runs() -> None:
     """Removes the labs of test runs that were killed; their names tell the process."""
-    for directory in LABS.glob("[efghi]*") if os.geteuid() == 0 else ():
-        run = re.fullmatch(r"[efghi]([0-9]+)", directory.name)
+    found = [*LABS.glob("[efghi]*"), *resolv.DIRECTORY.glob("[efghi]*")] if os.geteuid() == 0 else []
+    for name in sorted({it.name.partition("-")[0] for it in found}):
+        run = re.fullmatch(r"[efghi]([0-9]+)", name)
         if run is not None and not Path("/proc", run[1]).exists():
-            lifecycle.down(directory.name)
+            lifecycle.down(name)
 
 
 @pytest.fixture(scope="session")

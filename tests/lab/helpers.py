@@ -128,7 +128,7 @@ def leftovers(name: str) -> dict[str, list[str]]:
     return {
         "namespaces": [it.name for it in Path("/run/netns").glob(f"{name}-*")],
         "processes": [it.parent.name for it in Path("/proc").glob("[0-9]*/environ") if mark in _environment(it)],
-        "files": [str(it) for it in Path("/run/edge-lab").glob(f"{name}*")],
+        "files": [str(it) for root in ("/run/edge-lab", "/etc/netns") for it in Path(root).glob(f"{name}*")],
         "links": [it.name for it in Path("/sys/class/net").glob("*") if it.name not in USUAL_LINKS],
     }
 

@@ -102,7 +102,11 @@ def test_status_says_all_that_a_program_needs(lab: Lab) -> None:
         "status": "up",
     }
     web = next(it for it in data["services"] if it["name"] == WEB_SERVICE)
-    assert web["service_ips"] == {"rr": {"v4": "10.30.30.30", "v6": "fdff:2000::30"}}
+    assert web["dns"] == "web.lab.demo.lab.local"
+    assert web["service_ips"] == {
+        "rr": {"v4": "10.30.30.30", "v6": "fdff:2000::30"},
+        "closest": {"v4": "10.30.30.31", "v6": "fdff:1000::30"},
+    }
     assert web["instances"][1] == {
         "instance": 1,
         "container": "web1",
@@ -118,3 +122,4 @@ def test_status_for_a_person_shows_every_node_and_container(lab: Lab) -> None:
         assert member.namespace in shown
     assert namespace_ip(lab, lab.plan.web[1], "v6") in shown
     assert balanced("v4") in shown
+    assert "web.lab.demo.lab.local" in shown

@@ -59,11 +59,10 @@ def pids(lab: Lab) -> list[int]:
 def witnesses(lab: Lab) -> Iterator[Callable[[], list[int]]]:
     """Looks at all that reaches the containers of node 2; the function gives how many forged packets each got."""
     names = [it.name for it in lab.plan.containers if it.node.number == 2]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     running = [
         subprocess.Popen(
             lab.command(it, program("witness", "eth0", MARK.hex())),
-            text=True,
             env=environment(lab),
             cwd=ROOT,
             **pipes,
