@@ -35,10 +35,17 @@ kill %2 %1
 wait
 """
 ZEROCONF = """
-import sys
-from zeroconf import IPVersion, Zeroconf
+import queue, sys
+from zeroconf import IPVersion, ServiceBrowser, Zeroconf
+found = queue.Queue()
+class Listener:
+    def add_service(self, zc, kind, name):
+        found.put(zc.get_service_info(kind, name, 3000))
+    def remove_service(self, zc, kind, name): pass
+    def update_service(self, zc, kind, name): pass
 zc = Zeroconf(interfaces=[sys.argv[1]], ip_version=IPVersion.V4Only)
-info = zc.get_service_info("_http._tcp.local.", "web.lab.demo.lab._http._tcp.local.", 3000)
+browser = ServiceBrowser(zc, "_http._tcp.local.", Listener())
+info = found.get(timeout=10)
 print(info and (info.server, info.port, sorted(info.parsed_addresses(IPVersion.V4Only)), info.properties))
 zc.close()
 """
@@ -121,7 +128,8 @@ def test_avahi_and_zeroconf_find_the_service(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_node_says_where_a_name_leads(lab: Lab) -> None:
-    said = run(lab, "node1", sys.executable, "-m", "appliance", "resolve", f"closest.{WEB}")
+    socket = str(lab.files.socket("node1"))
+    said = run(lab, "node1", sys.executable, "-m", "appliance", "resolve", "--socket", socket, f"closest.{WEB}")
     assert f"service {CLOSEST_V4} policy closest" in said
 
 
