@@ -2,15 +2,20 @@
 
 One process, no packets: 10,000 services of five instances each, both families, as a large cluster's answers have
 them. Everything at once (a start, another uplink), everything again without a difference (a return of the broker), and
-one answer in which one instance has moved, from the bytes of the message to the published epoch.
+one answer in which one instance has moved: from the bytes of the message to the published epoch, and until another
+process sees that epoch in tables that it has mapped read-only, as workers have (``_watch``).
 """
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 from statistics import median
 
 import orjson
@@ -20,8 +25,9 @@ from appliance.cluster.messages import TableQueryResult, parse_answer
 from appliance.cluster.requests import Endpoint
 from appliance.supervisor.publication import Publication
 from appliance.supervisor.warm import compile_publisher
+from appliance.tables import segment
 from appliance.tables.catalogue import Catalogue
-from appliance.tables.layout import Capacity
+from appliance.tables.layout import H_EPOCH, Capacity, sections
 from appliance.tables.publish import Publisher
 
 SERVICES, INSTANCES, NODES = 10_000, 5, 200
@@ -38,6 +44,9 @@ class Result:
     again: float
     moved: float
     updates: list[float]
+    seen: list[float]
+    memory_mib: float
+    tables_mib: float
 
     def lines(self) -> Iterator[str]:
         """What was measured, in words."""
@@ -49,12 +58,18 @@ class Result:
         took = sorted(self.updates)
         yield f"  one instance moves, median    {median(took) * 1e3:8.2f} ms, from message to epoch"
         yield f"  · 99 %                        {took[len(took) * 99 // 100] * 1e3:8.2f} ms"
+        seen = sorted(self.seen)
+        yield f"  · seen by another process     {median(seen) * 1e3:8.2f} ms, median"
+        yield f"  · 99 %                        {seen[len(seen) * 99 // 100] * 1e3:8.2f} ms"
+        yield f"  memory at most                {self.memory_mib:8.0f} MiB"
+        yield f"  · of which the tables         {self.tables_mib:8.0f} MiB"
 
 
 def measure() -> Result:
     """All of it, once."""
     compile_publisher()
-    publication = Publication(Catalogue(Publisher(CAPACITY)), _here(1))
+    publisher = Publisher(CAPACITY)
+    publication = Publication(Catalogue(publisher), _here(1))
     messages = [answer(number) for number in range(SERVICES)]
     jobs: dict[str, TableQueryResult] = {}
     parse = _seconds(lambda: jobs.update((it.job, it) for it in map(_parse, messages)))
@@ -62,18 +77,42 @@ def measure() -> Result:
     first = _seconds(lambda: publication.update(everything))
     again = _seconds(lambda: publication.update(everything))
     moved = _seconds(lambda: publication.move(_here(2)))
-    return Result(parse, first, again, moved, list(_updates(publication, jobs)))
+    tables = publisher.descriptor()
+    size = os.fstat(tables).st_size
+    ours, theirs = Pipe()
+    watcher = Process(target=_watch, args=(tables, publisher.epoch + UPDATES, theirs))
+    watcher.start()
+    ours.recv()
+    began, updates = zip(*_updates(publication, jobs), strict=True)
+    seen = [at - start for at, start in zip(ours.recv(), began, strict=True)]
+    watcher.join()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Result(parse, first, again, moved, list(updates), seen, peak, size / 2**20)
 
 
-def _updates(publication: Publication, jobs: dict[str, TableQueryResult]) -> Iterator[float]:
-    """The first instance of one service after the other gets another address."""
+def _watch(tables: int, last: int, told: Connection) -> None:
+    """When each epoch was seen in the mapped tables, seconds of the monotonic clock; in a process of its own."""
+    header = segment.arrays(tables, sections(CAPACITY), writable=False)["header"]
+    told.send("ready")
+    seen: list[float] = []
+    epoch = int(header[H_EPOCH])
+    while epoch < last:
+        now = int(header[H_EPOCH])
+        if now != epoch:
+            seen += [time.monotonic()] * (now - epoch)
+            epoch = now
+    told.send(seen)
+
+
+def _updates(publication: Publication, jobs: dict[str, TableQueryResult]) -> Iterator[tuple[float, float]]:
+    """The first instance of one service after the other gets another address: when, and how long that took."""
     for number in range(UPDATES):
         message = answer(number * 7 % SERVICES, moved=True)
-        began = time.perf_counter()
+        began = time.monotonic()
         result = _parse(message)
         jobs[result.job] = result
         change = publication.update(Tables(jobs, frozenset({result.job})))
-        yield time.perf_counter() - began
+        yield began, time.monotonic() - began
         assert len(change.hosts) == len(change.hosts_removed) == 2
 
 
