@@ -192,12 +192,15 @@ def _echoes_part(lab: Lab, console: Console) -> Iterator[Check]:
 
 
 def _rates_part(lab: Lab, console: Console) -> Iterator[Check]:
-    """Load on two instances, each by its own ServiceIP: the connections of a test belong together."""
+    """Load on two instances, each by its own ServiceIP: the connections of a test belong together.
+
+    A server a test: between two tests iperf3 closes its listening socket, and refuses who comes at that moment.
+    """
     client = lab.plan.client()
     for container in lab.plan.web[:2]:
-        for family in FAMILIES:
+        for family, port in zip(FAMILIES, IPERF_PORTS, strict=False):
             address = _instance_ip(lab, container, family)
-            command = measure.iperf_command(address, IPERF_PORTS[0], SECONDS)
+            command = measure.iperf_command(address, port, SECONDS)
             rate = measure.iperf_result(_output(lab, client.name, command))
             way = "on the same node" if container.node == client.node else f"to {container.node.name}"
             yield Check(f"iperf3 {address} ({container.name}, {way}): {rate}", rate.bits_per_second > 0)
