@@ -20,14 +20,13 @@ pytestmark = pytest.mark.root
 JOB = "app.ns.web.test"
 
 
-def test_a_supervisor_killed_at_any_command_leaves_what_the_next_one_makes_right(hub: World, long: bool) -> None:
-    """At any with `--long`, else at every third: each start takes two seconds."""
+def test_a_supervisor_killed_at_any_command_leaves_what_the_next_one_makes_right(hub: World) -> None:
     manager, container, node = hub.manager(), hub.container(), hub.member(ONE)
     manager.deploy(JOB, 1)
     clean = state_without_containers(node, container)
     adopted: list[bool] = []
     start(node, 1)
-    for after in itertools.count(2, 1 if long else 3):
+    for after in itertools.count(2):
         if not dies(node, container, attach=True):
             break
         start(node, after)
@@ -36,9 +35,8 @@ def test_a_supervisor_killed_at_any_command_leaves_what_the_next_one_makes_right
             is_whole(node, manager, container)
             node.api.detach(JOB, 0)
         is_gone(node, manager, container, clean)
-    assert len(adopted) >= (10 if long else 4)
-    assert adopted[:-1] == [False] * (len(adopted) - 1), "only the last command commits"
-    assert adopted[-1] or not long
+    assert len(adopted) >= 10
+    assert adopted == [False] * (len(adopted) - 1) + [True], "only the last command commits"
     is_whole(node, manager, container)
     node.end()
     start(node, 1)

@@ -22,6 +22,10 @@ def counted(node: Node) -> dict[str, Any]:
     return dict(node.api.status()["upkeep"])
 
 
+PROMISED_S = 5.0
+"""Seconds within which another uplink address is in the other nodes' tables."""
+
+
 @pytest.mark.root
 def test_a_container_that_vanishes_is_withdrawn_within_a_second(pair: Pair) -> None:
     with pair.service() as service:
@@ -40,9 +44,9 @@ def test_a_container_that_vanishes_is_withdrawn_within_a_second(pair: Pair) -> N
 def test_another_uplink_address_is_announced_and_traffic_goes_on(pair: Pair) -> None:
     """A connection too: it ends at the same instance, wherever that one's node is reached.
 
-    Two seconds are usual; 12 were seen where the node was still busy with its last connection to the broker.
+    Within ``PROMISED_S``; about every second run takes 12 s, which is reported as the failure that it is known to be.
     """
-    node = pair.one
+    node, took = pair.one, 0.0
     with pair.service() as service, tcp_echo(service.container):
         connection, _ = connect(pair.client, service.address)
         with connection:
@@ -51,10 +55,12 @@ def test_another_uplink_address_is_announced_and_traffic_goes_on(pair: Pair) -> 
                 changed = time.monotonic()
                 until(partial(is_reached_at, pair, service, address), "the other node knows", 20)
                 assert say(connection, address.encode()) == address.encode()
-                assert time.monotonic() - changed < 20
+                took = max(took, time.monotonic() - changed)
                 assert node.api.status()["node"]["address"] == address
     assert counted(node)["uplink_changed"] >= 2
     assert node.api.cluster()["counters"]["stranded"] == 2, "the connection to the broker had its address too"
+    if took >= PROMISED_S:
+        pytest.xfail(f"announced after {took:.1f} s, promised are {PROMISED_S:g}: cause not found")
 
 
 def is_reached_at(pair: Pair, service: Service, address: str) -> bool:
