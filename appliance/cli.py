@@ -240,6 +240,7 @@ def print_example() -> None:
 @click.option("--netns", help="Name of the network namespace (ip netns).")
 @click.option("--pid", type=click.IntRange(min=1), help="A process in the network namespace.")
 @click.option("--path", help="File of the network namespace, such as /proc/123/ns/net.")
+@click.option("--ports", default="", help="Ports of the node that lead to it, such as '8080:80;5353:53/udp'.")
 @socket_option
 @json_option
 def attach(
@@ -248,6 +249,7 @@ def attach(
     netns: str | None,
     pid: int | None,
     path: str | None,
+    ports: str,
     socket: Path | None,
     as_json: bool,
 ) -> None:
@@ -256,7 +258,7 @@ def attach(
     if len(given) != 1:
         raise click.UsageError("expected exactly one of --netns, --pid and --path")
     with one_line():
-        attachment = client(socket).attach(service, instance, given)
+        attachment = client(socket).attach(service, instance, given, ports)
     emit(attachment, as_json, lambda: _fields(attachment))
 
 
