@@ -188,7 +188,8 @@ def _look_ups() -> Iterator[str]:
 def _translated(rules: Rules, ours: str) -> Iterator[str]:
     for address in rules.ingress:
         yield f'oifname "{rules.tun}" ct status dnat snat {_family(address)} to {address}'
-    yield f'iifname "{rules.bridge}" oifname "{rules.bridge}" ct status dnat masquerade'
+    for subnet in rules.subnets:  # br_netfilter does not tell the link that it came from
+        yield f'oifname "{rules.bridge}" {_FAMILY[subnet.version]} saddr {subnet} ct status dnat masquerade'
     if not rules.egress:
         return
     out = f"{{ {_quoted(rules.uplinks)} }}" if rules.uplinks else f"!= {ours}"

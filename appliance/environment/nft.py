@@ -81,12 +81,13 @@ async def _listed(*command: str) -> str | None:
 
 async def _run(*command: str, text: str = "", good: tuple[int, ...] = (0,)) -> str:
     pipe, env = asyncio.subprocess.PIPE, {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
+    source = pipe if text else asyncio.subprocess.DEVNULL
     try:
-        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+        process = await asyncio.create_subprocess_exec(*command, stdin=source, stdout=pipe, stderr=pipe, env=env)
     except OSError as error:
         raise EnvironmentError_(f"{command[0]}: expected the program on this node: {error.strerror}") from None
     try:
-        out, problem = await asyncio.wait_for(process.communicate(text.encode()), TIMEOUT_S)
+        out, problem = await asyncio.wait_for(process.communicate(text.encode() or None), TIMEOUT_S)
     except TimeoutError:
         process.kill()
         await process.wait()

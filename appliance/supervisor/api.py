@@ -233,6 +233,8 @@ class Api:
                 "naming": None if supervisor.naming is None else await supervisor.naming.status(),
                 "upkeep": supervisor.upkeep.status(),
                 "firewall": supervisor.ports.status(),
+                "exposed": supervisor.ingress.status(),
+                "checks": supervisor.checks.status(),
             }
         )
 

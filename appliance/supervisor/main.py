@@ -34,6 +34,7 @@ import uvloop
 from appliance import config as configuration
 from appliance.cluster.checks import check_job
 from appliance.cluster.errors import ClusterError
+from appliance.cluster.feed import Tables
 from appliance.cluster.messages import MessageError, read_results
 from appliance.cluster.requests import Endpoint
 from appliance.config import Config
@@ -165,6 +166,7 @@ class Supervisor:
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )
         self._start_naming()
+        self._start_ingress()
         self._stack.push_async_callback(await serve(self))
         log.info("ready", extra={"address": str(self.address), "workers": workers})
 
@@ -175,6 +177,18 @@ class Supervisor:
             self.naming = Naming(self.config, self.publication, self.membership, self.environment)
             self._stack.push_async_callback(self.naming.stop)
             self.naming.start()
+
+    def _start_ingress(self) -> None:
+        from appliance.supervisor.health import Checks
+        from appliance.supervisor.ingress import Ingress
+
+        self.ingress = Ingress(self.environment, self.membership, self.publication, self.catalogue, self.ports)
+        self.checks = Checks(self.environment, self.membership.checked)
+        self.listeners += [self.ingress.changed, self.checks.changed]
+        self._stack.push_async_callback(self.ingress.stop)
+        self._stack.push_async_callback(self.checks.stop)
+        self.ingress.start()
+        self.checks.changed(Tables(self.publication.jobs, frozenset()))
 
     def _make_directories(self) -> None:
         for directory in (self.config.paths.runtime, self.config.paths.state):
@@ -259,7 +273,7 @@ class Supervisor:
         before, known = self.ports.reserve(service, instance, ports), self._known(service, instance)
         try:
             attachment = await self.environment.attach(service, instance, netns)
-            await self.ports.put(attachment)
+            await self.ports.put(attachment, before)
         except BaseException:
             await self.ports.drop(service, instance, before)
             if not known:

@@ -65,6 +65,7 @@ class Ports:
         self._with_ingress = False
         self._lock = asyncio.Lock()
         self._asked = self._done = 0
+        self._is_started = False
         self._listed: str | None = None
         self._socket: socket.socket | None = None
         self._look: asyncio.TimerHandle | None = None
@@ -78,6 +79,7 @@ class Ports:
             self._found = firewall.mapped(await nft.described(self._table), self._table)
         except EnvironmentError_ as error:
             self._failed(error)
+        self._is_started = True
         self._watch()
         await self.apply_or_log()
 
@@ -110,28 +112,32 @@ class Ports:
         self._keep(veth, mappings)
         return before
 
-    async def put(self, attachment: Attachment) -> None:
-        """Puts a container's ports into force. Raises EnvironmentError_ if it has some, and they cannot be."""
-        mappings = self._mapped.get(attachment.veth, ())
-        if not mappings and attachment.veth not in self._mapped:
+    async def put(self, attachment: Attachment, before: Mappings) -> None:
+        """Puts a container's ports into force in place of those that it had. Raises EnvironmentError_."""
+        now = self.of(attachment)
+        if not now and not before:
             return
         await self.apply()
-        for it in mappings:
+        for it in set(now) - set(before):
             if it.protocol == "udp":
                 await nft.forget_port(it.protocol, it.host)
+        await self._forget(attachment, set(before) - set(now))
 
     async def drop(self, service: str, instance: int, keep: Mappings = ()) -> None:
         """A container has these ports instead of its own from now on, by default none."""
         veth = names.veth_name(service, instance)
-        gone = self._mapped.get(veth, ())
-        targets = [it for it in self._of_containers() if it.port in {mapping.host for mapping in gone}]
+        attachment, gone = self._environment.attachment(veth), set(self._mapped.get(veth, ())) - set(keep)
         self._keep(veth, keep)
-        if not gone:
-            return
-        await self.apply_or_log()
-        for it in targets:
+        if gone:
+            await self.apply_or_log()
+            if attachment is not None:
+                await self._forget(attachment, gone)
+
+    async def _forget(self, attachment: Attachment, gone: Iterable[PortMapping]) -> None:
+        """TCP connections end by themselves, with the container; UDP has no end."""
+        for it in gone:
             if it.protocol == "udp":
-                await nft.forget(it.protocol, it.targets)
+                await nft.forget(it.protocol, (Target(address, it.container) for address in attachment.addresses))
 
     def of(self, attachment: Attachment) -> tuple[PortMapping, ...]:
         """The ports of a container."""
@@ -245,7 +251,9 @@ class Ports:
             self._failed(error)
 
     def ask(self) -> None:
-        """Have it done soon."""
+        """Have it done soon; not before ``start``, which first reads what an earlier process left."""
+        if not self._is_started:
+            return
         task = asyncio.ensure_future(self.apply_or_log())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -297,7 +305,7 @@ class Ports:
         """Makes the table again if somebody changed it, and has our links accepted where others drop."""
         try:
             async with self._lock:
-                if await nft.table(self._table) != self._listed:
+                if _lines(await nft.table(self._table)) != _lines(self._listed):
                     self.counters["restored"] += 1
                     log.warning("somebody changed our rules, made again")
                     await self._make()
@@ -321,6 +329,11 @@ class Ports:
             **{name: self.counters[name] for name in ("made", "restored", "accepted", "failed")},
             "last_error": self.last_error,
         }
+
+
+def _lines(listing: str | None) -> list[str]:
+    """What a listing says; the kernel keeps the elements of a map in no order."""
+    return sorted(line.strip(" \t,{}") for line in (listing or "").replace("elements = {", "").splitlines())
 
 
 def _text(mapping: PortMapping) -> str:

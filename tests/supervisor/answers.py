@@ -49,6 +49,8 @@ def _serve_datagrams(sock: socket.socket, name: str) -> None:
     with suppress(OSError):
         while True:
             _, peer = sock.recvfrom(2048)
+            if peer is None:  # the end of it
+                return
             sock.sendto(_told(name, peer[0]), peer)
 
 

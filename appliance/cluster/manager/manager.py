@@ -30,7 +30,9 @@ from nats.errors import Error as NatsError
 from appliance.cluster.manager.addresses import ExhaustedError
 from appliance.cluster.manager.broker import Broker
 from appliance.cluster.manager.decide import Decision, Origin, Outcome, decide, missed
+from appliance.cluster.manager.documents import Document
 from appliance.cluster.manager.executor import Executor
+from appliance.cluster.manager.exposing import Exposing
 from appliance.cluster.manager.inbox import Inbox
 from appliance.cluster.manager.listing import Listing
 from appliance.cluster.manager.outbox import Outbox
@@ -58,6 +60,17 @@ class Manager:
         self.inbox = Inbox(client, f"{settings.cluster}-requests", self._handle, settings.replicas)
         self.outbox = Outbox(reachable(host), port)
         self.listing = Listing(self.store, self.outbox)
+        self.exposing = Exposing(self.store, self.outbox)
+        self.store.changed = self._changed
+        self.store.reloaded = self._reloaded
+
+    def _changed(self, key: str, before: Document | None, after: Document | None) -> None:
+        self.listing.changed(key, before, after)
+        self.exposing.changed(key, before, after)
+
+    def _reloaded(self) -> None:
+        self.listing.reloaded()
+        self.exposing.reloaded()
 
     async def do(self, decision: Decision) -> Outcome:
         """Carries out a decision and delivers its messages. Raises what it raises, and UnavailableError."""
@@ -122,6 +135,7 @@ async def run(settings: Settings) -> int:
                 tasks.create_task(manager.executor.run()),
                 tasks.create_task(manager.outbox.run()),
                 tasks.create_task(manager.listing.run()),
+                tasks.create_task(manager.exposing.run()),
             ]
             if broker is not None:
                 _with_broker(broker, manager, tasks, running)

@@ -14,12 +14,15 @@ from itertools import islice
 from typing import Any
 
 from appliance.cluster.manager.addresses import Plan, Space, is_usable, unit_of
+from appliance.cluster.manager.answers import effective
 from appliance.cluster.manager.decide import DEPLOYMENT, UNDEPLOYMENT, Outcome, RefusedError, notices
 from appliance.cluster.manager.descriptor import Descriptor
+from appliance.cluster.manager.descriptor import Exposure as Wish
 from appliance.cluster.manager.documents import (
     SERVICES,
     SUBNETS,
     Document,
+    Exposure,
     Instance,
     Job,
     Names,
@@ -32,6 +35,7 @@ from appliance.cluster.manager.documents import (
     node_key,
 )
 from appliance.cluster.manager.state import State
+from appliance.cluster.topics import ingress_job
 from appliance.config import IPAddress, IPNetwork
 
 STEP = 500
@@ -77,6 +81,7 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
 
     Addresses that it has and still wants are kept; instances are numbered from 0, so the highest go first.
     """
+    _check_ports(descriptor, state)
     allocation = _Allocation(state)
     job = descriptor.job
     wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)), names=_names(descriptor))
@@ -95,6 +100,28 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     if not changes:
         return Outcome()
     return Outcome({SERVICES: allocation.pool, **changes}, notices([job], UNDEPLOYMENT if surplus else DEPLOYMENT))
+
+
+def _check_ports(descriptor: Descriptor, state: State) -> None:
+    """Raises RefusedError if a node would have to open a port for two services."""
+    for index, wanted in enumerate(descriptor.exposed):
+        for job in state.jobs():
+            document = state.job(job)
+            if job == descriptor.job or document is None:
+                continue
+            if any(_meet(wanted, it) for it in document.names.exposed):
+                raise RefusedError(f"exposed.{index}.port: expected a port that is free, {wanted.port} is {job}'s")
+
+
+def _meet(one: Exposure | Wish, other: Exposure | Wish) -> bool:
+    """Whether two exposed ports may be one port of one node."""
+    if (one.port, one.protocol) != (other.port, other.protocol):
+        return False
+    if None not in (one.address, other.address) and one.address != other.address:
+        return False
+    if isinstance(one.nodes, tuple) and isinstance(other.nodes, tuple):
+        return bool(set(one.nodes) & set(other.nodes))
+    return True
 
 
 def _adjusted(descriptor: Descriptor, state: State, numbers: set[int]) -> Iterator[tuple[str, Document]]:
@@ -160,12 +187,16 @@ def view(state: State, job: str) -> dict[str, Any]:
     return {
         "name": job,
         "service_ips": [service_ip.model_dump(mode="json") for service_ip in document.service_ips],
-        "instances": [_instance_view(state, job, number) for number in state.numbers(job)],
+        "instances": [_instance_view(state, job, number, chosen) for number, chosen in effective(state, job).items()],
         "interested": state.interested(job),
+        "exposed": [it.model_dump(mode="json") for it in document.names.exposed],
+        "health": None if document.names.health is None else document.names.health.model_dump(mode="json"),
     }
 
 
-def _instance_view(state: State, job: str, number: int) -> dict[str, Any]:
+def _instance_view(state: State, job: str, number: int, chosen: str) -> dict[str, Any]:
+    """``status``: where it runs; ``state``: what is wanted; ``healthy``: what its node found; ``chosen``: what follows
+    from both, as nodes are told."""
     instance = state.instance(job, number)
     if instance is None:
         return {"number": number}
@@ -173,7 +204,7 @@ def _instance_view(state: State, job: str, number: int) -> dict[str, Any]:
     status = "up" if live else "lost" if instance.placement else "wanted"
     placement = instance.placement.model_dump(mode="json") if instance.placement else {}
     own = {"v4": str(instance.v4), "v6": str(instance.v6), "weight": instance.weight, "state": instance.state}
-    return {"number": number, **own, "status": status, **placement}
+    return {"number": number, **own, "status": status, "healthy": instance.healthy, "chosen": chosen, **placement}
 
 
 def node_view(state: State, name: str) -> dict[str, Any]:
@@ -200,4 +231,6 @@ def release(name: str, state: State) -> Outcome:
             changes[instance_key(job, number)] = instance.model_copy(update={"placement": None})
     if len(placed) <= STEP:
         changes |= {node_key(name): None, SUBNETS: state.pool(SUBNETS)}
+        own = ingress_job(name)
+        changes |= {instance_key(own, 0): None, job_key(own): None} if state.job(own) is not None else {}
     return Outcome(changes)
