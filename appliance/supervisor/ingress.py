@@ -41,7 +41,7 @@ from appliance.tables.catalogue import Catalogue
 
 log = logging.getLogger(__name__)
 
-AGAIN_S: Final = 5.0
+AGAIN_S: Final = 2.0
 
 Jobs = Mapping[str, TableQueryResult]
 
