@@ -136,6 +136,7 @@ main.add_command(Deferred("lab", "appliance.lab.cli:lab", "A network of several 
 for _name, _help in (
     ("cluster", "The cluster service manager: subnets, services, and who needs to know of them."),
     ("deploy", "Deploy the services that FILE describes, or change them to what it says."),
+    ("diff", "Show what deploying FILE would change."),
     ("undeploy", "Remove a service from the cluster."),
     ("services", "Show the cluster's services with their addresses and instances."),
 ):

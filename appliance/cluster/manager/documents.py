@@ -146,8 +146,8 @@ class Instance(Document):
     """As its node found; None: not yet."""
     checked_at: int = 0
     """Number of the message that said so."""
-    leaves_at: float = 0.0
-    """Seconds since the epoch: when it is removed, if it drains for that; else 0."""
+    leaving_s: float = 0.0
+    """Seconds for which it drains before it is removed; 0: it stays."""
 
 
 class Interest(Document):

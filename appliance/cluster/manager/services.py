@@ -86,9 +86,9 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     job = descriptor.job
     wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)), names=_names(descriptor))
     numbers = set(state.numbers(job))
-    surplus = sorted(number for number in numbers if number >= descriptor.instances)[:STEP]
+    surplus = sorted(number for number in numbers if number >= descriptor.instances)
     missing = [number for number in range(descriptor.instances) if number not in numbers][:STEP]
-    changes: dict[str, Document | None] = {instance_key(job, number): None for number in surplus}
+    changes = dict(_surplus(descriptor, state, surplus))
     changes |= {
         instance_key(job, number): _instance(plan, allocation).model_copy(update=descriptor.of_instance(number))
         for number in missing
@@ -100,6 +100,31 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     if not changes:
         return Outcome()
     return Outcome({SERVICES: allocation.pool, **changes}, notices([job], UNDEPLOYMENT if surplus else DEPLOYMENT))
+
+
+def _surplus(descriptor: Descriptor, state: State, numbers: list[int]) -> Iterator[tuple[str, Document | None]]:
+    """A step of what becomes of instances that are not wanted any more: they go, or drain first if they run."""
+    left = STEP
+    for number in numbers:
+        instance = state.instance(descriptor.job, number)
+        if not left or (instance is not None and instance.leaving_s):
+            continue
+        left -= 1
+        runs = instance is not None and state.live(descriptor.job, number) is not None
+        if instance is None or not descriptor.drain or not runs:
+            yield instance_key(descriptor.job, number), None
+        else:
+            news = {"state": "draining", "leaving_s": descriptor.drain}
+            yield instance_key(descriptor.job, number), instance.model_copy(update=news)
+
+
+def leave(job: str, number: int, state: State) -> Outcome:
+    """Removes an instance that has drained; nothing if it is gone, or wanted again."""
+    instance = state.instance(job, number)
+    if instance is None or not instance.leaving_s:
+        return Outcome()
+    changes: dict[str, Document | None] = {SERVICES: state.pool(SERVICES), instance_key(job, number): None}
+    return Outcome(changes, notices([job], UNDEPLOYMENT))
 
 
 def _check_ports(descriptor: Descriptor, state: State) -> None:
@@ -127,8 +152,8 @@ def _meet(one: Exposure | Wish, other: Exposure | Wish) -> bool:
 def _adjusted(descriptor: Descriptor, state: State, numbers: set[int]) -> Iterator[tuple[str, Document]]:
     """Instances whose weight or state is another one than wanted."""
     for number in sorted(numbers):
-        instance, wanted = state.instance(descriptor.job, number), descriptor.of_instance(number)
-        if instance is not None and (instance.weight, instance.state) != (wanted["weight"], wanted["state"]):
+        instance, wanted = state.instance(descriptor.job, number), {**descriptor.of_instance(number), "leaving_s": 0.0}
+        if instance is not None and any(getattr(instance, name) != value for name, value in wanted.items()):
             yield instance_key(descriptor.job, number), instance.model_copy(update=wanted)
 
 
@@ -179,6 +204,66 @@ def remove(job: str, state: State) -> Outcome:
     if len(changes) < STEP:
         changes[job_key(job)] = None
     return Outcome({SERVICES: state.pool(SERVICES), **changes}, notices([job], UNDEPLOYMENT))
+
+
+def described(state: State, job: str) -> dict[str, Any]:
+    """A service as a descriptor says it, with the addresses that it has; empty if there is none. What is as it is by
+    default is left out."""
+    document = state.job(job)
+    if document is None:
+        return {}
+    instances = {number: it for number in state.numbers(job) if (it := state.instance(job, number)) is not None}
+    stay = {number: it for number, it in instances.items() if not it.leaving_s}
+    ips = {it.policy: it.model_dump(mode="json", exclude={"policy"}) for it in document.service_ips}
+    return {
+        "instances": len(stay),
+        "service_ips": ips,
+        "weights": {str(number): it.weight for number, it in stay.items() if it.weight != 1},
+        "states": {str(number): it.state for number, it in stay.items() if it.state != "up"},
+        **document.names.model_dump(mode="json", exclude_defaults=True),
+    }
+
+
+def preview(plan: Plan, descriptor: Descriptor, state: State) -> list[dict[str, Any]]:
+    """What `put` would change, key by key: before and after, None where there is nothing. Addresses that would be
+    assigned are told as ``assigned``. Raises what `put` raises."""
+    put(plan, descriptor, state)
+    before = described(state, descriptor.job)
+    held = before.get("service_ips", {})
+    ips = {
+        policy: {
+            "v4": _preview_address(wanted.v4, held.get(policy, {}).get("v4")),
+            "v6": _preview_address(wanted.v6, held.get(policy, {}).get("v6")),
+            "sticky": wanted.sticky,
+            "hash_port": wanted.hash_port,
+        }
+        for policy, wanted in descriptor.service_ips.items()
+    }
+    numbers = range(descriptor.instances)
+    after = {
+        "instances": descriptor.instances,
+        "service_ips": ips,
+        "weights": {str(n): it for n, it in sorted(descriptor.weights.items()) if n in numbers and it != 1},
+        "states": {str(n): it for n, it in sorted(descriptor.states.items()) if n in numbers and it != "up"},
+        **_names(descriptor).model_dump(mode="json", exclude_defaults=True),
+    }
+    return list(_different(before, after, ""))
+
+
+def _preview_address(wanted: IPv4Address | IPv6Address | str, held: str | None) -> str | None:
+    if wanted == "none":
+        return None
+    return (held or "assigned") if isinstance(wanted, str) else str(wanted)
+
+
+def _different(before: Any, after: Any, at: str) -> Iterator[dict[str, Any]]:
+    """Leaves of two trees that differ."""
+    if isinstance(before, dict | None) and isinstance(after, dict | None) and (before or after):
+        old, new = before or {}, after or {}
+        for key in [*new, *(key for key in old if key not in new)]:
+            yield from _different(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    elif before != after and (before or after):
+        yield {"key": at, "before": before, "after": after}
 
 
 def view(state: State, job: str) -> dict[str, Any]:
