@@ -107,12 +107,12 @@ class Checks:
                 told = self._report(attachment.service, attachment.instance, tally.verdict)
             await asyncio.sleep(max(0.0, began + health.interval - loop.time()))
 
-    def status(self) -> list[dict[str, Any]]:
-        """What operators see."""
-        return [
-            {"instance": _name(attachment), "good": tally.verdict, "in_a_row": tally.row, "reason": reason}
+    def status(self) -> dict[str, dict[str, Any]]:
+        """What operators see, by instance."""
+        return {
+            _name(attachment): {"good": tally.verdict, "in_a_row": tally.row, "reason": reason}
             for (attachment, _), (tally, reason) in self._states.items()
-        ]
+        }
 
 
 async def why_bad(attachment: Attachment, health: Health) -> str:

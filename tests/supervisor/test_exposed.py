@@ -204,7 +204,7 @@ def test_a_failing_check_takes_the_instance_out_and_back_in(scene: Scene, kind: 
         until(lambda: scene.who(three, times=4) == {"web0"}, "the bad one is out", 5)
         assert time.monotonic() - began < 2 * 0.2 + 0.5 + 2
         assert (scene.instance(1)["healthy"], scene.instance(1)["chosen"]) == (False, "down")
-        assert any(not it["good"] for it in scene.nodes[1].api.status()["checks"])
+        assert any(not it["good"] for it in scene.nodes[1].api.status()["checks"].values())
         with healthy(scene.containers[1]):
             until(lambda: scene.who(three) == {"web0", "web1"}, "it is back in", 5)
     scene.deploy()
