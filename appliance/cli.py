@@ -136,6 +136,7 @@ main.add_command(Deferred("lab", "appliance.lab.cli:lab", "A network of several 
 for _name, _help in (
     ("cluster", "The cluster service manager: subnets, services, and who needs to know of them."),
     ("deploy", "Deploy the services that FILE describes, or change them to what it says."),
+    ("diff", "Show what deploying FILE would change."),
     ("undeploy", "Remove a service from the cluster."),
     ("services", "Show the cluster's services with their addresses and instances."),
 ):
@@ -240,6 +241,7 @@ def print_example() -> None:
 @click.option("--netns", help="Name of the network namespace (ip netns).")
 @click.option("--pid", type=click.IntRange(min=1), help="A process in the network namespace.")
 @click.option("--path", help="File of the network namespace, such as /proc/123/ns/net.")
+@click.option("--ports", default="", help="Ports of the node that lead to it, such as '8080:80;5353:53/udp'.")
 @socket_option
 @json_option
 def attach(
@@ -248,6 +250,7 @@ def attach(
     netns: str | None,
     pid: int | None,
     path: str | None,
+    ports: str,
     socket: Path | None,
     as_json: bool,
 ) -> None:
@@ -256,7 +259,7 @@ def attach(
     if len(given) != 1:
         raise click.UsageError("expected exactly one of --netns, --pid and --path")
     with one_line():
-        attachment = client(socket).attach(service, instance, given)
+        attachment = client(socket).attach(service, instance, given, ports)
     emit(attachment, as_json, lambda: _fields(attachment))
 
 

@@ -197,6 +197,12 @@ InterfaceName = Annotated[
     _matching(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{INTERFACE_NAME_MAX - 1}}}"),
     Wanted(f"an interface name of 1 to {INTERFACE_NAME_MAX} letters, digits, '_', '-' or '.'"),
 ]
+InterfaceNames = Annotated[
+    tuple[InterfaceName, ...], Field(strict=False), Wanted("an array of interface names such as eth0")
+]
+TableName = Annotated[
+    str, _matching("[A-Za-z][A-Za-z0-9_-]{0,30}"), Wanted("a name of up to 31 letters, digits, '_' or '-'")
+]
 GroupName = Annotated[str, _matching(r"([a-z_][a-z0-9_-]{0,31})?"), Wanted('the name of a group, or ""')]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Wanted("an absolute path")]
 OptionalPath = Annotated[Path | Literal[""], BeforeValidator(_absolute_or_none), Wanted('an absolute path, or ""')]
@@ -310,6 +316,24 @@ class Network(Section):
     )
     overlay: Ranges = _key(["10.16.0.0/12", "fc00::/7"], "Ranges that are routed into the TUN device.")
     services: Ranges = _key(["10.30.0.0/16", "fdff::/16"], "Ranges of ServiceIPs; each lies inside a range of overlay.")
+
+
+class Firewall(Section):
+    """nftables rules of this node: exposed ports, and the containers' way out. Others' tables are left alone."""
+
+    table: TableName = _key("edge-appliance", "Name of our table (family inet).")
+    egress: bool = _key(
+        True, "Containers reach networks outside the overlay, with the uplink's address.", reloadable=True
+    )
+    uplinks: InterfaceNames = _key(
+        [], "Links that containers go out by. Empty: every link but our own.", reloadable=True
+    )
+    accept: bool = _key(
+        True,
+        "Accept our own links in forward chains of others (Docker, firewalld, ufw) that drop by default; a packet that "
+        "any table drops is lost.",
+        reloadable=True,
+    )
 
 
 class Workers(Section):
@@ -471,6 +495,7 @@ class Config(Section):
     node: Node = Node()
     tunnel: Tunnel = Tunnel()
     network: Network = Network()
+    firewall: Firewall = Firewall()
     workers: Workers = Workers()
     offload: Offload = Offload()
     tables: Tables = Tables()

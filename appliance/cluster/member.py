@@ -130,6 +130,10 @@ class Member:
         """A packet to an unknown address: whether the tables have it now."""
         return await self._answer(str(address), lambda: self._session.resolve(address, self._now()))
 
+    def checked(self, job: str, number: int, *, is_good: bool) -> None:
+        """Whether an instance that runs here works."""
+        self._do(self._session.check(job, number, self._now(), is_good=is_good))
+
     def used(self, job: str) -> None:
         """Packets to a job were seen."""
         self._session.use(job, self._now())

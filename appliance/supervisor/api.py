@@ -22,12 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from appliance import __version__
 from appliance.cluster.messages import JOB_NAME, MessageError
 from appliance.config import ConfigError
-from appliance.environment.attachment import NetnsRef
+from appliance.environment import portmap
+from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.observe.counters import HEARTBEAT, drops, snapshot
 from appliance.observe.flows import listing
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.nodeengine import NodeEngine
+from appliance.supervisor.ports import spoken
 from appliance.tables.catalogue import Host, Service
 from appliance.tables.publish import TableFullError
 
@@ -51,6 +53,7 @@ class AttachRequest(BaseModel):
     netns: str | None = None
     pid: Annotated[int, Field(gt=0)] | None = None
     path: str | None = None
+    ports: str = ""
 
     @model_validator(mode="after")
     def _one_namespace(self) -> AttachRequest:
@@ -137,8 +140,12 @@ class Api:
     async def attach(self, request: web.Request) -> web.Response:
         """Join a container's namespace to the bridge."""
         wanted = AttachRequest.model_validate_json(await request.read())
-        attachment = await self._supervisor.attach(wanted.service, wanted.instance, wanted.reference)
-        return _reply(attachment.reply(), 201)
+        ports = portmap.parse(wanted.ports, self._supervisor.config.tunnel.port)
+        attachment = await self._supervisor.attach(wanted.service, wanted.instance, wanted.reference, ports)
+        return _reply(self._attachment(attachment), 201)
+
+    def _attachment(self, attachment: Attachment) -> dict[str, str | int | None]:
+        return {**attachment.reply(), "ports": spoken(self._supervisor.ports.of(attachment))}
 
     async def detach(self, request: web.Request) -> web.Response:
         """Take a container off the bridge; 404 if it is not there."""
@@ -151,7 +158,7 @@ class Api:
 
     async def attachments(self, _request: web.Request) -> web.Response:
         """All attached containers."""
-        return _reply({"attachments": [a.reply() for a in self._supervisor.environment.attachments()]})
+        return _reply({"attachments": [self._attachment(it) for it in self._supervisor.environment.attachments()]})
 
     async def hosts(self, _request: web.Request) -> web.Response:
         """All containers that packets can be sent to, and where they are."""
@@ -225,6 +232,9 @@ class Api:
                 "cluster": _summary(supervisor.membership.status()),
                 "naming": None if supervisor.naming is None else await supervisor.naming.status(),
                 "upkeep": supervisor.upkeep.status(),
+                "firewall": supervisor.ports.status(),
+                "exposed": supervisor.ingress.status(),
+                "checks": supervisor.checks.status(),
             }
         )
 

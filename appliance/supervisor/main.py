@@ -22,7 +22,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -34,6 +34,7 @@ import uvloop
 from appliance import config as configuration
 from appliance.cluster.checks import check_job
 from appliance.cluster.errors import ClusterError
+from appliance.cluster.feed import Tables
 from appliance.cluster.messages import MessageError, read_results
 from appliance.cluster.requests import Endpoint
 from appliance.config import Config
@@ -41,6 +42,7 @@ from appliance.dataplane import cache
 from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.manager import EnvironmentManager
+from appliance.environment.portmap import PortMapping
 from appliance.environment.tun import TunDevice
 from appliance.observe.log import configure
 from appliance.supervisor import probe
@@ -117,6 +119,7 @@ class Supervisor:
         from appliance.supervisor.api import serve
         from appliance.supervisor.membership import Membership
         from appliance.supervisor.peers import Peers
+        from appliance.supervisor.ports import Ports
         from appliance.supervisor.prober import Prober
         from appliance.supervisor.publication import Publication
         from appliance.supervisor.upkeep import Upkeep
@@ -143,14 +146,17 @@ class Supervisor:
         self.publication.arrange = self.prober.arrange
         await self.prober.start()
         self._stack.callback(self.prober.close)
+        self.ports = Ports(self.config, self.environment)
         self.membership = Membership(
-            self.config, here, self.environment, self.publication, self.pool, self.peers, self.publisher.set_gateways
+            self.config, here, self.environment, self.publication, self.pool, self.peers, self._set_gateways
         )
         self._stack.push_async_callback(self.environment.close)
         self._stack.push_async_callback(self.pool.stop)
         self._stack.push_async_callback(self.membership.stop)
         self._apply_tables()
         await self.membership.start()
+        self._stack.push_async_callback(self.ports.stop)
+        await self.ports.start()
         await self.peers.start()
         self._stack.push_async_callback(self.peers.stop)
         self.upkeep = Upkeep(self.environment, self.attachment_gone, self.uplink_changed)
@@ -160,6 +166,7 @@ class Supervisor:
             self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
         )
         self._start_naming()
+        self._start_ingress()
         self._stack.push_async_callback(await serve(self))
         log.info("ready", extra={"address": str(self.address), "workers": workers})
 
@@ -170,6 +177,18 @@ class Supervisor:
             self.naming = Naming(self.config, self.publication, self.membership, self.environment)
             self._stack.push_async_callback(self.naming.stop)
             self.naming.start()
+
+    def _start_ingress(self) -> None:
+        from appliance.supervisor.health import Checks
+        from appliance.supervisor.ingress import Ingress
+
+        self.ingress = Ingress(self.environment, self.membership, self.publication, self.catalogue, self.ports)
+        self.checks = Checks(self.environment, self.membership.checked)
+        self.listeners += [self.ingress.changed, self.checks.changed]
+        self._stack.push_async_callback(self.ingress.stop)
+        self._stack.push_async_callback(self.checks.stop)
+        self.ingress.start()
+        self.checks.changed(Tables(self.publication.jobs, frozenset()))
 
     def _make_directories(self) -> None:
         for directory in (self.config.paths.runtime, self.config.paths.state):
@@ -231,23 +250,49 @@ class Supervisor:
 
     # --- containers ----------------------------------------------------------------------------------------------
 
-    async def attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
-        """Put a container on the bridge, and announce it.
+    async def attach(
+        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = ()
+    ) -> Attachment:
+        """Put a container on the bridge, with these ports of the node, and announce it.
 
         Raises MessageError, EnvironmentError_, or NotReadyError while the node has no subnets.
         """
         check_job(service)
         if not self.membership.provisioned.is_set():
             raise NotReadyError(self.membership.why_not_ready())
-        attachment = await self.environment.attach(service, instance, netns)
+        attachment = await self._attach(service, instance, netns, ports)
         await self.membership.reconcile()
         if self.naming is not None:
             await self.naming.attached(attachment)
         return attachment
 
+    async def _attach(
+        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping]
+    ) -> Attachment:
+        """On the bridge with all its ports; or as before."""
+        before, known = self.ports.reserve(service, instance, ports), self._known(service, instance)
+        try:
+            attachment = await self.environment.attach(service, instance, netns)
+            await self.ports.put(attachment, before)
+        except BaseException:
+            await self.ports.drop(service, instance, before)
+            if not known:
+                await self.environment.detach(service, instance)
+            raise
+        return attachment
+
+    def _known(self, service: str, instance: int) -> list[Attachment]:
+        return [it for it in self.environment.attachments() if (it.service, it.instance) == (service, instance)]
+
+    def _set_gateways(self, addresses: Iterable[IPAddress]) -> None:
+        """The node has these addresses on its bridge now."""
+        self.publisher.set_gateways(addresses)
+        self.ports.ask()
+
     async def detach(self, service: str, instance: int) -> bool:
         """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
-        known = [it for it in self.environment.attachments() if (it.service, it.instance) == (service, instance)]
+        known = self._known(service, instance)
+        await self.ports.drop(service, instance)
         found = await self.environment.detach(service, instance)
         await self.membership.reconcile()
         if self.naming is not None:
@@ -258,6 +303,8 @@ class Supervisor:
     async def attachment_gone(self, attachment: Attachment) -> None:
         """A container's link or namespace is gone: forget it, and say so. Nothing if it is there after all."""
         await self.environment.forget(attachment.service, attachment.instance)
+        if not self._known(attachment.service, attachment.instance):
+            await self.ports.drop(attachment.service, attachment.instance)
         await self.membership.reconcile()
         if self.naming is not None:
             await self.naming.detached(attachment)
@@ -310,6 +357,7 @@ class Supervisor:
             self.last_error = f"reload: {error}"
             raise
         configure(self.config.log.level)
+        await self.ports.reconfigure(self.config)
         if self.naming is not None:
             self.naming.reconfigure(self.config)
         self.last_error = ""

@@ -232,6 +232,12 @@ class Membership:
                 await self.member.deployed(*key, attachment.address_v4, attachment.address_v6)
                 self._announced[key] = attachment
 
+    def checked(self, job: str, number: int, is_good: bool) -> Member | None:
+        """An instance here works, or does not; gives who passes that on."""
+        if self.member is not None:
+            self.member.checked(job, number, is_good=is_good)
+        return self.member
+
     def uplink_changed(self) -> None:
         """Addresses of this node may be gone: a connection from one of them is made anew."""
         if self.member is not None:

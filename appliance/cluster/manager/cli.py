@@ -6,6 +6,7 @@ The manager itself, with its broker's and HTTP libraries, is imported only by th
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,7 +17,7 @@ import click
 from appliance.cli import Command, emit, json_option, one_line
 from appliance.cluster.manager.addresses import Plan, PlanError
 from appliance.cluster.manager.client import ManagerClient
-from appliance.cluster.manager.descriptor import Descriptor, load
+from appliance.cluster.manager.descriptor import Descriptor, load, schema
 from appliance.cluster.manager.settings import ROLL_CALL_S, Settings
 from appliance.config import ConfigError, IPNetwork, Problem
 
@@ -192,17 +193,75 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
+def files_options(command: Command) -> Command:
+    """FILE… and -f FILE, which are the same."""
+    path = click.Path(path_type=Path)
+    command = click.option("-f", "--file", "files", type=path, multiple=True, help="The same as FILE.")(command)
+    return click.argument("file", type=path, nargs=-1)(command)
+
+
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@files_options
+@click.option("--dry-run", is_flag=True, help="Only say what would change, or why it cannot.")
+@click.option("--schema", "show_schema", is_flag=True, help="Print the JSON schema of descriptors, no more.")
 @manager_option
 @json_option
-def deploy(file: Path, manager: str, as_json: bool) -> None:
+def deploy(
+    file: tuple[Path, ...], files: tuple[Path, ...], dry_run: bool, show_schema: bool, manager: str, as_json: bool
+) -> None:
     """Deploy the services that FILE describes, or change them to what it says."""
+    if show_schema:
+        click.echo(json.dumps(schema(), indent=2))
+        return
+    if dry_run:
+        _preview((*file, *files), manager, as_json)
+        return
     with one_line():
-        descriptors = _read(file)
+        descriptors = _read_all((*file, *files))
         client = ManagerClient(manager)
         made = [client.deploy(descriptor) for descriptor in descriptors]
     emit({"services": made}, as_json, lambda: "\n".join(map(_service, made)))
+
+
+@click.command()
+@files_options
+@manager_option
+@json_option
+def diff(file: tuple[Path, ...], files: tuple[Path, ...], manager: str, as_json: bool) -> None:
+    """Show what deploying FILE would change. Exit status 1: something; 0: nothing."""
+    sys.exit(1 if _preview((*file, *files), manager, as_json) else 0)
+
+
+def _preview(files: tuple[Path, ...], manager: str, as_json: bool) -> bool:
+    """Prints what would change; whether anything would."""
+    with one_line():
+        client = ManagerClient(manager)
+        changes = {it.job: client.preview(it) for it in _read_all(files)}
+    lines = [line for job, found in changes.items() for line in _difference(job, found)]
+    emit({"changes": changes}, as_json, lambda: "\n".join(lines) or "nothing would change")
+    return any(changes.values())
+
+
+def _difference(job: str, changes: list[dict[str, Any]]) -> list[str]:
+    """A service's name, and a line for each key that changes; no line if none does."""
+    lines = [f"  {_mark(it)} {it['key']}: {_values(it)}" for it in changes]
+    return [job, *lines] if lines else []
+
+
+def _mark(change: dict[str, Any]) -> str:
+    return "+" if change["before"] is None else "-" if change["after"] is None else "~"
+
+
+def _values(change: dict[str, Any]) -> str:
+    values = [json.dumps(it) for it in (change["before"], change["after"]) if it is not None]
+    return " -> ".join(values)
+
+
+def _read_all(files: tuple[Path, ...]) -> list[Descriptor]:
+    """The descriptors in all files. Raises ConfigError, and UsageError if there is no file."""
+    if not files:
+        raise click.UsageError("expected a FILE")
+    return [descriptor for file in files for descriptor in _read(file)]
 
 
 @click.command()
@@ -244,8 +303,25 @@ def _service(service: dict[str, Any]) -> str:
         lines.append(f"  {it['policy']:<8} {it['v4'] or '-':<15} {it['v6'] or '-'}")
     for it in service["instances"]:
         where = f"{it['node']} {it['host']}:{it['port']}" if "node" in it else ""
-        lines.append(f"  {it['number']:<8} {it['v4']:<15} {it['v6']:<24} {it['status']:<7} {where}".rstrip())
+        lines.append(f"  {it['number']:<8} {it['v4']:<15} {it['v6']:<24} {_condition(it):<15} {where}".rstrip())
+    lines += [f"  exposed  {_exposed(it)}" for it in service["exposed"]]
     return "\n".join(lines)
+
+
+def _condition(instance: dict[str, Any]) -> str:
+    """Whether an instance runs; what is wanted of it, and what its checks say, where that is not the usual."""
+    words = [instance["status"]]
+    if instance.get("state", "up") != "up":
+        words.append(instance["state"])
+    if instance.get("healthy") is False:
+        words.append("unhealthy" if instance["chosen"] == "down" else "unhealthy, panic")
+    return ", ".join(words)
+
+
+def _exposed(port: dict[str, Any]) -> str:
+    where = f"{port['address']} " if port["address"] else ""
+    nodes = port["nodes"] if isinstance(port["nodes"], str) else ", ".join(port["nodes"])
+    return f"{where}{port['port']}/{port['protocol']} -> {port['to'] or port['port']}, nodes: {nodes}"
 
 
 def _node(node: dict[str, Any]) -> str:

@@ -28,6 +28,11 @@ class ManagerClient:
         body = descriptor.model_dump_json().encode()
         return self._request("PUT", f"/v1/services/{quote(descriptor.job, safe='')}", body)
 
+    def preview(self, descriptor: Descriptor) -> list[dict[str, Any]]:
+        """What `deploy` of the same would change: keys, each with what it is before and after."""
+        body = descriptor.model_dump_json().encode()
+        return list(self._request("POST", f"/v1/services/{quote(descriptor.job, safe='')}/preview", body)["changes"])
+
     def undeploy(self, job: str) -> None:
         """Removes a service."""
         self._request("DELETE", f"/v1/services/{quote(job, safe='')}")

@@ -30,8 +30,11 @@ from nats.errors import Error as NatsError
 from appliance.cluster.manager.addresses import ExhaustedError
 from appliance.cluster.manager.broker import Broker
 from appliance.cluster.manager.decide import Decision, Origin, Outcome, decide, missed
+from appliance.cluster.manager.documents import Document
 from appliance.cluster.manager.executor import Executor
+from appliance.cluster.manager.exposing import Exposing
 from appliance.cluster.manager.inbox import Inbox
+from appliance.cluster.manager.leaving import Leaving
 from appliance.cluster.manager.listing import Listing
 from appliance.cluster.manager.outbox import Outbox
 from appliance.cluster.manager.requests import Request
@@ -58,6 +61,20 @@ class Manager:
         self.inbox = Inbox(client, f"{settings.cluster}-requests", self._handle, settings.replicas)
         self.outbox = Outbox(reachable(host), port)
         self.listing = Listing(self.store, self.outbox)
+        self.exposing = Exposing(self.store, self.outbox)
+        self.leaving = Leaving(self.store, self.do)
+        self.store.changed = self._changed
+        self.store.reloaded = self._reloaded
+
+    def _changed(self, key: str, before: Document | None, after: Document | None) -> None:
+        self.listing.changed(key, before, after)
+        self.exposing.changed(key, before, after)
+        self.leaving.changed(key, before, after)
+
+    def _reloaded(self) -> None:
+        self.listing.reloaded()
+        self.exposing.reloaded()
+        self.leaving.reloaded()
 
     async def do(self, decision: Decision) -> Outcome:
         """Carries out a decision and delivers its messages. Raises what it raises, and UnavailableError."""
@@ -122,6 +139,7 @@ async def run(settings: Settings) -> int:
                 tasks.create_task(manager.executor.run()),
                 tasks.create_task(manager.outbox.run()),
                 tasks.create_task(manager.listing.run()),
+                tasks.create_task(manager.exposing.run()),
             ]
             if broker is not None:
                 _with_broker(broker, manager, tasks, running)
@@ -133,6 +151,7 @@ async def run(settings: Settings) -> int:
             await stop.wait()
             await site.cleanup()
             await manager.inbox.close()
+            manager.leaving.stop()
             for task in running:
                 task.cancel()
     return 0
