@@ -43,7 +43,7 @@ async def quiet(publisher: Publisher, pool: WorkerPool) -> None:
 
 async def settle(catalogue: Catalogue, membership: Membership, pool: WorkerPool) -> None:
     """Ask for what only the tables know, and give up what nobody confirms."""
-    while membership.member is not None and not membership.member.status()["connected"]:
+    while membership.member is not None and not membership.member.status()["connected"]:  # noqa: ASYNC110
         await asyncio.sleep(CONNECTED_S)
     if membership.member is not None:
         records = [worker.records for worker in pool.workers]
