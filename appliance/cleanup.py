@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -19,8 +19,9 @@ from typing import Final
 from appliance.cluster import store
 from appliance.config import Config
 from appliance.environment import work
-from appliance.environment.attachment import Attachment
-from appliance.environment.manager import EnvironmentManager, subnets_of
+from appliance.environment.attachment import Record
+from appliance.environment.manager import node_wanted
+from appliance.environment.plan import describe
 from appliance.naming import resolv
 from appliance.supervisor import estate, identity, naming, record
 from appliance.supervisor.errors import StartError
@@ -63,21 +64,13 @@ def everything(config: Config, *, purge: bool) -> list[str]:
 
 
 async def _environment(config: Config) -> list[str]:
-    environment = EnvironmentManager(config)
-    wanted = environment.wanted
-    links = await work.veths(wanted)
-    removed = [f"link {link.name}" for link in links]
-    for attachment in environment.read(links):
-        removed += _names_of(attachment)
-    removed += [f"{it}" for it in await work.removed(wanted)]
-    return removed
-
-
-def _names_of(attachment: Attachment) -> Iterator[str]:
-    file = resolv.path(attachment)
-    if file is not None and file.exists() and resolv.is_ours(file):
+    """Links, addresses and routes, and what containers were told of our resolver."""
+    links, commands = await work.remove(node_wanted(config), lambda _: None)
+    records = [it for link in links if (it := Record.decode(link.alias)) is not None]
+    files = [file for it in records if (file := resolv.path(it)) is not None and file.exists() and resolv.is_ours(file)]
+    for file in files:
         resolv.remove(file)
-        yield f"file {file}"
+    return [*map(describe, commands), *(f"file {file}" for file in files)]
 
 
 def _with_new(directory: Path, names: Iterable[str]) -> list[Path]:

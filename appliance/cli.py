@@ -340,6 +340,27 @@ def reload(socket: Path | None, as_json: bool) -> None:
     emit({"changed": changed}, as_json, lambda: "\n".join(changed) or "nothing changed")
 
 
+@main.command()
+@config_option
+@click.option("--processes", is_flag=True, help="Only end what a supervisor that is gone has left running.")
+@click.option("--purge", is_flag=True, help="Also remove what was to survive a reboot, and the compiled packet path.")
+@json_option
+def cleanup(config_path: Path, processes: bool, purge: bool, as_json: bool) -> None:
+    """Remove all that the appliance made on this node, and nothing else; connections end."""
+    from appliance import cleanup as cleaning
+    from appliance.environment.errors import EnvironmentError_
+    from appliance.supervisor.errors import StartError
+
+    with one_line():
+        config = load(config_path)
+    try:
+        removed = cleaning.processes(config) if processes else cleaning.everything(config, purge=purge)
+    except (StartError, EnvironmentError_, OSError) as error:
+        click.echo(f"appliance: {error}", err=True)
+        sys.exit(1)
+    emit({"removed": removed}, as_json, lambda: "\n".join(removed) or "nothing was there")
+
+
 RESTART_S = 60.0
 """Seconds that a restart may take; a busy machine needs a few."""
 

@@ -51,7 +51,7 @@ from appliance.environment.manager import EnvironmentManager
 from appliance.environment.tun import TunDevice
 from appliance.observe.log import configure
 from appliance.privileges import PrivilegeError
-from appliance.supervisor import estate, inheritance, probe
+from appliance.supervisor import estate, inheritance, probe, record
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.estate import Estate, Step
 from appliance.supervisor.notify import Systemd, kept
@@ -143,9 +143,11 @@ class Supervisor:
         workers = len(cpus_of(self.config))
         left, step = self._left(workers)
         self._goes_on = left is not None
+        self.record = record.Record(self.config.paths.runtime)
+        self.record.put(record.SUPERVISOR, os.getpid())
         tun = self._open_tun(workers, left)
         sockets = self._open_sockets(workers, left)
-        self.pool = WorkerPool(self.config, tun, sockets, left, self.systemd)
+        self.pool = WorkerPool(self.config, tun, sockets, left, self.systemd, self.record.put)
         self._stack.callback(self.pool.close)
         self.pool.adopt()
         try:
@@ -220,6 +222,7 @@ class Supervisor:
 
         if self.config.naming.enabled:
             self.naming = Naming(self.config, self.publication, self.membership, self.environment, self.pool.kill)
+            self.naming.on_process = lambda pid: self.record.put(record.RESOLVER, pid)
             self._stack.push_async_callback(self.naming.stop)
             self.naming.start()
 
@@ -441,6 +444,7 @@ def run(config: Config, path: Path) -> int:
     configure(config.log.level)
     cache.use(config.paths.cache)
     try:
+        _end_orphans(config)
         _limit(config)
         if uvloop.run(_serve(config, path)):
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -451,6 +455,13 @@ def run(config: Config, path: Path) -> int:
         sys.stderr.write(f"appliance: {error}\n")
         return 1
     return 0
+
+
+def _end_orphans(config: Config) -> None:
+    """End workers that nobody can go on with: they would share queues with ours. Raises OSError."""
+    runtime = config.paths.runtime
+    for name in record.end(runtime, record.orphans(record.alive(runtime), "LISTEN_FDS" in os.environ)):
+        log.warning("ended, as nobody kept what it works with", extra={"part": name})
 
 
 def _limit(config: Config) -> None:

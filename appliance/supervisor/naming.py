@@ -83,6 +83,8 @@ class Naming:
         self._user = privileges.identity(config.naming.user, privileges.RESOLVER_UID, "naming.user")
         self._kill = kill
         self._stopping = False
+        self.on_process: Callable[[int], None] = lambda _pid: None
+        """Is told of each process."""
         self._stream: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._frames = channel.Frames()
@@ -153,6 +155,7 @@ class Naming:
                 sys.executable, "-m", "appliance.naming.process", str(theirs.fileno()),
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
+            self.on_process(self._process.pid)
             socket.send_fds(ours, [channel.encode({"start": self._start()})], [it.fileno() for it in opened])
         finally:
             theirs.close()

@@ -1,7 +1,7 @@
 """Which processes a supervisor started, in ``paths.runtime/processes.json``: so that whoever comes later finds them.
 
-A process id alone means nothing once the process has ended, so the kernel's start time is beside it, and a signal is sent
-through a pidfd that was opened before both were compared. A directory that cannot be written costs the record only.
+A process id alone means nothing once the process has ended, so the kernel's start time is beside it, and a signal is
+sent through a pidfd that was opened before both were compared. Where nothing can be written there is no record.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Record:
         self._known = read(runtime)
 
     def put(self, name: str, pid: int) -> None:
-        """This process has that part."""
+        """Note which process has a part."""
         self._known[name] = (pid, started(pid))
         self._write()
 

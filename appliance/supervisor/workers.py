@@ -40,7 +40,7 @@ from appliance.dataplane.balance import sticky
 from appliance.dataplane.source import MODES
 from appliance.environment.tun import TunDevice
 from appliance.observe import counters
-from appliance.supervisor import estate, reports
+from appliance.supervisor import estate, record, reports
 from appliance.supervisor.estate import Estate, Keepers
 from appliance.supervisor.notify import Systemd
 from appliance.supervisor.sockets import WorkerSockets
@@ -141,11 +141,14 @@ class WorkerPool:
         sockets: list[WorkerSockets],
         left: Estate | None = None,
         systemd: Systemd | None = None,
+        note: Callable[[str, int], None] = lambda _name, _pid: None,
     ) -> None:
-        """``left``: what another supervisor left, with which this one goes on; it must fit (``estate.verdict``)."""
+        """``left``: what another supervisor left, with which this one goes on; it must fit (``estate.verdict``).
+        ``note`` is told of each process (``record``)."""
         cpus, flows = cpus_of(config), config.workers.flows
         self._config = config
         self._left = left
+        self._note = note
         made = zip(cpus, tun.descriptors, sockets, strict=True)
         self._workers = [
             new_worker(i, *it, flows) if left is None else adopted_worker(i, *it, flows, left)
@@ -305,6 +308,7 @@ class WorkerPool:
                 start_new_session=True,
             )
         theirs.close()
+        self._note(record.TEMPLATE, self._template.pid)
         await self._follow(ours, is_ready=False)
         await self._template.wait()
 
@@ -410,6 +414,7 @@ class WorkerPool:
         """A worker has a process."""
         worker.pid, worker.pidfd, worker.started = pid, pidfd, time.monotonic()
         worker.restarts = max(0, worker.restarts)
+        self._note(record.worker(worker.index), pid)
         worker.ended.clear()
         worker.running.set()
         asyncio.get_running_loop().add_reader(pidfd, self._ended, worker, pidfd)
