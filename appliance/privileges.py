@@ -97,7 +97,7 @@ RESOLVER: Final = Calls(
         "rt_sigaction", "sigaltstack", "set_robust_list", "rseq", "getrandom", "uname", "sysinfo", "prlimit64",
         "getpid", "gettid", "getppid", "getuid", "geteuid", "getgid", "getegid", "sched_getaffinity", "membarrier",
         "fstat", "newfstatat", "statx", "stat", "lstat", "access", "faccessat", "faccessat2", "readlink", "readlinkat",
-        "getdents64", "getcwd",
+        "getdents64", "getcwd", "tgkill",
     ),
     pyseccomp.ERRNO(errno.EPERM),
     reads_files=True,
@@ -172,6 +172,14 @@ def _set_capabilities(names: Iterable[str]) -> None:
 def _check(result: int, what: str) -> None:
     if result != 0:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def without_io_uring() -> None:
+    """Have the kernel look as if it had no io_uring, which can do what a list of system calls forbids. libuv then works
+    without it, as it finds out when its loop is made. Raises OSError."""
+    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "io_uring_setup")
+    rules.load()
 
 
 def confine(calls: Calls) -> None:

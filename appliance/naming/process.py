@@ -297,6 +297,7 @@ def main() -> None:
     Path("/proc/self/comm").write_text("edge-resolver")
     configure(start["log"])
     privileges.drop(start["uid"], start["gid"])
+    privileges.without_io_uring()
     supervisor.setblocking(False)
     uvloop.run(_run(supervisor, start, sockets))
 
