@@ -27,6 +27,7 @@ from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.observe.counters import HEARTBEAT, drops, snapshot
 from appliance.observe.flows import listing
+from appliance.supervisor import choosing
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.nodeengine import NodeEngine
 from appliance.supervisor.ports import spoken
@@ -263,7 +264,8 @@ def _behind(supervisor: Supervisor, records: list[str]) -> list[dict[str, Any]]:
     for kind, _, text in (record.partition(" ") for record in records):
         service = supervisor.catalogue.services.get(ip_address(text)) if kind in ("A", "AAAA") else None
         if service is not None:
-            found.append(_service(service))
+            job = supervisor.publication.jobs.get(service.name)
+            found.append({**_service(service), **choosing.explain(service, supervisor.catalogue.hosts, job)})
     return found
 
 
