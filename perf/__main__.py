@@ -1,8 +1,9 @@
-"""The command line: `python -m perf list|run|report`."""
+"""The command line: `python -m perf --help`."""
 
 import os
 import signal
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,7 @@ from appliance.client import ApiError
 from appliance.lab.lifecycle import LabError
 from appliance.lab.plan import SpecError
 from perf import report, thresholds
+from perf.compare import compare as compare_results
 from perf.net import NetError
 from perf.results import Plan, Result, Sample
 from perf.run import run as measure
@@ -23,6 +25,7 @@ from perf.systems import ALL
 
 SECONDS, REPEATS = 3, 5
 QUICK_SECONDS, QUICK_REPEATS = 2, 2
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 RESULTS = Path(".cache/perf")
 """Where results go that nobody asked to keep; those in perf/results are committed."""
 
@@ -149,16 +152,41 @@ def _status(result: Result, check: bool) -> int:
     return int(missed or bool(result.failures()))
 
 
+def _loaded(file: Path) -> Result:
+    """The result in a file. Raises ClickException."""
+    try:
+        return Result.load(file)
+    except ValidationError as error:
+        raise click.ClickException(f"{file}: expected a result: {error}") from error
+
+
+@main.command()
+@click.argument("before", type=FILE)
+@click.argument("after", type=FILE)
+@click.option("--all", "everything", is_flag=True, help="Also what did not change.")
+@click.option("--check", is_flag=True, help="Fail if anything of the appliance got worse.")
+def compare(before: Path, after: Path, everything: bool, check: bool) -> None:
+    """What differs between two result files beyond noise."""
+    old, new = _loaded(before), _loaded(after)
+    for key in sorted(old.machine.keys() | new.machine.keys()):
+        if old.machine.get(key) != new.machine.get(key):
+            click.echo(f"{key}: {old.machine.get(key)} before, {new.machine.get(key)} after")
+    changes = compare_results(old, new)
+    shown = [it for it in changes if everything or it.verdict in ("better", "worse")]
+    if shown:
+        report.print_grid(Console(width=160), report.changes(shown))
+    counted = Counter(it.verdict for it in changes)
+    click.echo(f"{len(changes)} metrics: {', '.join(f'{many} {verdict}' for verdict, many in counted.items())}")
+    sys.exit(int(check and any(it.verdict == "worse" and it.system == thresholds.SYSTEM for it in changes)))
+
+
 @main.command("report")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.option("--into", type=click.Path(path_type=Path, exists=True), help="A page whose results are replaced.")
 @click.option("--check", is_flag=True, help="Fail unless the appliance meets every threshold.")
 def report_(file: Path, into: Path | None, check: bool) -> None:
     """Print the tables of a result FILE, or write them into a page between its marks."""
-    try:
-        result = Result.load(file)
-    except ValidationError as error:
-        raise click.ClickException(f"{file}: expected a result: {error}") from error
+    result = _loaded(file)
     if into is None:
         report.show(Console(), result)
     else:
