@@ -21,7 +21,7 @@ from perf.net import NetError
 from perf.results import Plan, Result, Sample
 from perf.run import run as measure
 from perf.scenarios import SCENARIOS
-from perf.systems import ALL
+from perf.systems import ALL, MODES, OTHERS, USUAL
 
 SECONDS, REPEATS = 3, 5
 QUICK_SECONDS, QUICK_REPEATS = 2, 2
@@ -35,21 +35,28 @@ class Names(click.ParamType[tuple[str, ...]]):
 
     name = "names"
 
-    def __init__(self, choices: tuple[str, ...]) -> None:
-        self._choices = choices
+    def __init__(self, choices: tuple[str, ...], groups: dict[str, tuple[str, ...]] | None = None) -> None:
+        self._choices, self._groups = choices, groups or {}
 
     def convert(
         self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
         """The chosen names in their usual order."""
-        chosen = tuple(value.split(",")) if isinstance(value, str) else value
+        words = value.split(",") if isinstance(value, str) else value
+        chosen = [name for word in words for name in self._groups.get(word, (word,))]
         for name in chosen:
             if name not in self._choices:
-                self.fail(f"expected some of {', '.join(self._choices)}, got {name!r}", param, ctx)
+                self.fail(f"expected some of {', '.join((*self._groups, *self._choices))}, got {name!r}", param, ctx)
         return tuple(name for name in self._choices if name in chosen)
 
 
-SYSTEM_NAMES = tuple(system.name for system in ALL)
+GROUPS = {
+    name: tuple(system.name for system in systems)
+    for name, systems in (("usual", USUAL), ("others", OTHERS), ("modes", MODES), ("all", ALL))
+}
+SYSTEM_NAMES = GROUPS["all"]
+INSTALLED = GROUPS["usual"] + GROUPS["others"]
+"""What is measured unless asked for otherwise; of these, what is installed."""
 SCENARIO_NAMES = tuple(scenario.name for scenario in SCENARIOS)
 
 
@@ -64,7 +71,7 @@ def list_() -> None:
     for kind, each in (("systems", ALL), ("scenarios", SCENARIOS)):
         click.echo(f"{kind}:")
         for it in each:
-            click.echo(f"  {it.name:12}{it.sentence}")
+            click.echo(f"  {it.name:20}{it.sentence}")
 
 
 @main.command()
@@ -77,7 +84,13 @@ def tables() -> None:
 
 
 @main.command()
-@click.option("--systems", type=Names(SYSTEM_NAMES), default=SYSTEM_NAMES, help="Comma-separated.")
+@click.option(
+    "--systems",
+    type=Names(SYSTEM_NAMES, GROUPS),
+    default=INSTALLED,
+    help="Comma-separated; also `usual`,\
+ `others`, `modes`, `all`. Default: usual,others.",
+)
 @click.option("--scenarios", type=Names(SCENARIO_NAMES), default=SCENARIO_NAMES, help="Comma-separated.")
 @click.option("--repeats", type=click.IntRange(1), help=f"Rounds of everything; {REPEATS}.")
 @click.option("--seconds", type=click.IntRange(1), help=f"Of load in a sample; {SECONDS}.")
@@ -143,7 +156,7 @@ def _tell(sample: Sample) -> None:
         if scenario.name == sample.scenario and not sample.error:
             metric = scenario.metrics[0]
             said = f"{sample.values[metric.key]:.{metric.digits}f} {metric.unit}"
-    click.echo(f"{sample.repeat + 1}  {sample.scenario:12}{sample.system:11}{said}", err=True)
+    click.echo(f"{sample.repeat + 1}  {sample.scenario:12}{sample.system:20}{said}", err=True)
 
 
 def _status(result: Result, check: bool) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from perf import offload, topology
-from perf.load import iperf
+from perf.load import iperf, ports
 from perf.load.tool import ToolError, end
 from perf.meter import Used, metered
 from perf.topology import FRAME_MAX, Path
@@ -15,7 +15,6 @@ UDP_PAYLOAD = 64
 """Bytes of payload in a small packet."""
 UDP_FLOWS = 64
 """Flows in turns, a packet each: no two neighbouring packets belong together, so that none can be batched by flow."""
-UDP_PORT, TCP_PORT = 5302, 5303
 
 Values = dict[str, float]
 Load = Callable[[Path, list[int], int], Values]
@@ -42,6 +41,8 @@ class Scenario:
     metrics: tuple[Metric, ...]
     load: Load
     conditions: Callable[[Path], AbstractContextManager[None]] = lambda _path: nullcontext()
+    v6: bool = False
+    """Whether it needs a system that carries IPv6."""
 
     def measure(self, path: Path, workers: list[int], seconds: int) -> Values:
         """One sample. Raises ToolError, NetError."""
@@ -82,9 +83,9 @@ def tcp_cut(path: Path, workers: list[int], seconds: int) -> Values:
 
 def udp(path: Path, workers: list[int], seconds: int, *, flows: int = 1) -> Values:
     """Packets that arrive of as many as one core can send, and what a million of them cost."""
-    load = (path.address_v4, UDP_PORT, UDP_PAYLOAD, seconds, flows)
+    load = (path.address_v4, ports.UDP, UDP_PAYLOAD, seconds, flows)
     with (
-        end(path.server, "udp-sink", str(UDP_PORT)).expect(b"ready") as sink,
+        end(path.server, "udp-sink", str(ports.UDP)).expect(b"ready") as sink,
         end(path.client, "udp-generator", *map(str, load)) as source,
     ):
         source.expect(b"ready")
@@ -105,9 +106,9 @@ def udp(path: Path, workers: list[int], seconds: int, *, flows: int = 1) -> Valu
 
 def request_response(path: Path, workers: list[int], seconds: int) -> Values:
     """Round trips of one byte over TCP, one after the other."""
-    with end(path.server, "tcp-server", str(TCP_PORT)).expect(b"ready") as server:
+    with end(path.server, "tcp-server", str(ports.TCP)).expect(b"ready") as server:
         server.go()
-        with end(path.client, "tcp-client", path.address_v4, str(TCP_PORT), f"{seconds}") as client:
+        with end(path.client, "tcp-client", path.address_v4, str(ports.TCP), f"{seconds}") as client:
             client.expect(b"ready")
             with metered(workers) as used:
                 exchanged = client.go().result(seconds)
@@ -151,7 +152,7 @@ SCENARIOS = (
         tcp_cut,
         lambda _path: topology.cutting_underlay(),
     ),
-    Scenario("tcp1-v6", "TCP, one stream, IPv6", BULK, partial(tcp, v6=True)),
+    Scenario("tcp1-v6", "TCP, one stream, IPv6", BULK, partial(tcp, v6=True), v6=True),
     Scenario("udp64", f"UDP, {UDP_PAYLOAD} bytes, one flow", PACKETS, udp),
     Scenario(
         "udp64-flows",
