@@ -343,6 +343,69 @@ def reload(socket: Path | None, as_json: bool) -> None:
     emit({"changed": changed}, as_json, lambda: "\n".join(changed) or "nothing changed")
 
 
+@main.command()
+@config_option
+@click.option("--processes", is_flag=True, help="Only end what a supervisor that is gone has left running.")
+@click.option("--purge", is_flag=True, help="Also remove what was to survive a reboot, and the compiled packet path.")
+@json_option
+def cleanup(config_path: Path, processes: bool, purge: bool, as_json: bool) -> None:
+    """Remove all that the appliance made on this node, and nothing else; connections end."""
+    from appliance import cleanup as cleaning
+    from appliance.environment.errors import EnvironmentError_
+    from appliance.supervisor.errors import StartError
+
+    with one_line():
+        config = load(config_path)
+    try:
+        removed = cleaning.processes(config) if processes else cleaning.everything(config, purge=purge)
+    except (StartError, EnvironmentError_, OSError) as error:
+        click.echo(f"appliance: {error}", err=True)
+        sys.exit(1)
+    emit({"removed": removed}, as_json, lambda: "\n".join(removed) or "nothing was there")
+
+
+RESTART_S = 60.0
+"""Seconds that a restart may take; a busy machine needs a few."""
+
+
+@main.command()
+@click.option("--workers", is_flag=True, help="Replace the workers instead, one at a time.")
+@socket_option
+@json_option
+def restart(workers: bool, socket: Path | None, as_json: bool) -> None:
+    """Restart the supervisor, as after an upgrade: workers, flows and connections go on."""
+    api = client(socket)
+    with one_line():
+        if workers:
+            renewed = api.renew_workers()
+            lines = [f"worker {it['index']} {it['pid']}" for it in renewed]
+            emit({"workers": renewed}, as_json, lambda: "\n".join(lines))
+            return
+        started = _await_restart(api)
+    emit(started, as_json, lambda: f"supervisor {started['pid']} version {started['version']}")
+
+
+def _await_restart(api: "Client") -> dict[str, Any]:
+    """Restarts the supervisor; the node's status when it is back. Raises ApiError if it does not come."""
+    import time
+
+    from appliance.client import ApiError
+
+    before = api.status()["node"]
+    api.restart()
+    deadline = time.monotonic() + RESTART_S
+    while True:
+        time.sleep(0.05)
+        try:
+            node: dict[str, Any] = api.status()["node"]
+        except ApiError:
+            if time.monotonic() > deadline:
+                raise
+            continue
+        if node["started"] != before["started"]:
+            return node
+
+
 def _fields(data: dict[str, Any]) -> str:
     """One `name value` line for each field that has a value."""
     return "\n".join(f"{name} {value}" for name, value in data.items() if value not in (None, ""))

@@ -68,6 +68,14 @@ class Client:
         """Where a name leads, and why."""
         return self._request("GET", f"/v1/names/{quote(name, safe='')}")
 
+    def restart(self) -> int:
+        """Has the supervisor execute itself anew; its process id, which stays."""
+        return int(self._request("POST", "/v1/restart")["pid"])
+
+    def renew_workers(self) -> list[dict[str, Any]]:
+        """Has the workers replaced one at a time; the new ones."""
+        return list(self._request("POST", "/v1/workers/renew")["workers"])
+
     def reload(self) -> list[str]:
         """Applies the configuration file and the static tables; the keys that changed."""
         return list(self._request("POST", "/v1/reload")["changed"])

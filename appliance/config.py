@@ -356,6 +356,9 @@ class Workers(Section):
         le=1000,
     )
     flows: int = _key(65536, "Flows that each worker remembers.", unit="flows a worker", ge=1024, le=16_777_216)
+    user: UserName = _key(
+        "", "User that the workers run as. Empty: edge-appliance if there is one, else a number that nobody has."
+    )
 
 
 class Offload(Section):
@@ -430,7 +433,9 @@ class Naming(Section):
     extra_zones: ZoneNames = _key([], "Further domains with the same names.", reloadable=True)
     port: int = _key(53, "Port on the bridge's addresses, UDP and TCP.", ge=1, le=65535)
     mdns: bool = _key(True, "Answer on mDNS too, where zone is local.")
-    user: UserName = _key("", "User that the resolver runs as. Empty: root without any capability.")
+    user: UserName = _key(
+        "", "User that the resolver runs as. Empty: edge-appliance if there is one, else a number that nobody has."
+    )
     ttl: int = _key(5, "How long an answer counts.", unit="seconds", reloadable=True, ge=0, le=86400)
     ttl_down: int = _key(
         1, "How long an answer counts while no instance is up.", unit="seconds", reloadable=True, ge=0, le=86400

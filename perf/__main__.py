@@ -1,8 +1,9 @@
-"""The command line: `python -m perf list|run|report`."""
+"""The command line: `python -m perf --help`."""
 
 import os
 import signal
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -15,14 +16,16 @@ from appliance.client import ApiError
 from appliance.lab.lifecycle import LabError
 from appliance.lab.plan import SpecError
 from perf import report, thresholds
+from perf.compare import compare as compare_results
 from perf.net import NetError
 from perf.results import Plan, Result, Sample
 from perf.run import run as measure
 from perf.scenarios import SCENARIOS
-from perf.systems import ALL
+from perf.systems import ALL, MODES, OTHERS, USUAL
 
 SECONDS, REPEATS = 3, 5
 QUICK_SECONDS, QUICK_REPEATS = 2, 2
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 RESULTS = Path(".cache/perf")
 """Where results go that nobody asked to keep; those in perf/results are committed."""
 
@@ -32,21 +35,28 @@ class Names(click.ParamType[tuple[str, ...]]):
 
     name = "names"
 
-    def __init__(self, choices: tuple[str, ...]) -> None:
-        self._choices = choices
+    def __init__(self, choices: tuple[str, ...], groups: dict[str, tuple[str, ...]] | None = None) -> None:
+        self._choices, self._groups = choices, groups or {}
 
     def convert(
         self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
         """The chosen names in their usual order."""
-        chosen = tuple(value.split(",")) if isinstance(value, str) else value
+        words = value.split(",") if isinstance(value, str) else value
+        chosen = [name for word in words for name in self._groups.get(word, (word,))]
         for name in chosen:
             if name not in self._choices:
-                self.fail(f"expected some of {', '.join(self._choices)}, got {name!r}", param, ctx)
+                self.fail(f"expected some of {', '.join((*self._groups, *self._choices))}, got {name!r}", param, ctx)
         return tuple(name for name in self._choices if name in chosen)
 
 
-SYSTEM_NAMES = tuple(system.name for system in ALL)
+GROUPS = {
+    name: tuple(system.name for system in systems)
+    for name, systems in (("usual", USUAL), ("others", OTHERS), ("modes", MODES), ("all", ALL))
+}
+SYSTEM_NAMES = GROUPS["all"]
+INSTALLED = GROUPS["usual"] + GROUPS["others"]
+"""What is measured unless asked for otherwise; of these, what is installed."""
 SCENARIO_NAMES = tuple(scenario.name for scenario in SCENARIOS)
 
 
@@ -61,7 +71,7 @@ def list_() -> None:
     for kind, each in (("systems", ALL), ("scenarios", SCENARIOS)):
         click.echo(f"{kind}:")
         for it in each:
-            click.echo(f"  {it.name:12}{it.sentence}")
+            click.echo(f"  {it.name:20}{it.sentence}")
 
 
 @main.command()
@@ -74,7 +84,13 @@ def tables() -> None:
 
 
 @main.command()
-@click.option("--systems", type=Names(SYSTEM_NAMES), default=SYSTEM_NAMES, help="Comma-separated.")
+@click.option(
+    "--systems",
+    type=Names(SYSTEM_NAMES, GROUPS),
+    default=INSTALLED,
+    help="Comma-separated; also `usual`,\
+ `others`, `modes`, `all`. Default: usual,others.",
+)
 @click.option("--scenarios", type=Names(SCENARIO_NAMES), default=SCENARIO_NAMES, help="Comma-separated.")
 @click.option("--repeats", type=click.IntRange(1), help=f"Rounds of everything; {REPEATS}.")
 @click.option("--seconds", type=click.IntRange(1), help=f"Of load in a sample; {SECONDS}.")
@@ -140,7 +156,7 @@ def _tell(sample: Sample) -> None:
         if scenario.name == sample.scenario and not sample.error:
             metric = scenario.metrics[0]
             said = f"{sample.values[metric.key]:.{metric.digits}f} {metric.unit}"
-    click.echo(f"{sample.repeat + 1}  {sample.scenario:12}{sample.system:11}{said}", err=True)
+    click.echo(f"{sample.repeat + 1}  {sample.scenario:12}{sample.system:20}{said}", err=True)
 
 
 def _status(result: Result, check: bool) -> int:
@@ -149,16 +165,41 @@ def _status(result: Result, check: bool) -> int:
     return int(missed or bool(result.failures()))
 
 
+def _loaded(file: Path) -> Result:
+    """The result in a file. Raises ClickException."""
+    try:
+        return Result.load(file)
+    except ValidationError as error:
+        raise click.ClickException(f"{file}: expected a result: {error}") from error
+
+
+@main.command()
+@click.argument("before", type=FILE)
+@click.argument("after", type=FILE)
+@click.option("--all", "everything", is_flag=True, help="Also what did not change.")
+@click.option("--check", is_flag=True, help="Fail if anything of the appliance got worse.")
+def compare(before: Path, after: Path, everything: bool, check: bool) -> None:
+    """What differs between two result files beyond noise."""
+    old, new = _loaded(before), _loaded(after)
+    for key in sorted(old.machine.keys() | new.machine.keys()):
+        if old.machine.get(key) != new.machine.get(key):
+            click.echo(f"{key}: {old.machine.get(key)} before, {new.machine.get(key)} after")
+    changes = compare_results(old, new)
+    shown = [it for it in changes if everything or it.verdict in ("better", "worse")]
+    if shown:
+        report.print_grid(Console(width=160), report.changes(shown))
+    counted = Counter(it.verdict for it in changes)
+    click.echo(f"{len(changes)} metrics: {', '.join(f'{many} {verdict}' for verdict, many in counted.items())}")
+    sys.exit(int(check and any(it.verdict == "worse" and it.system == thresholds.SYSTEM for it in changes)))
+
+
 @main.command("report")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.option("--into", type=click.Path(path_type=Path, exists=True), help="A page whose results are replaced.")
 @click.option("--check", is_flag=True, help="Fail unless the appliance meets every threshold.")
 def report_(file: Path, into: Path | None, check: bool) -> None:
     """Print the tables of a result FILE, or write them into a page between its marks."""
-    try:
-        result = Result.load(file)
-    except ValidationError as error:
-        raise click.ClickException(f"{file}: expected a result: {error}") from error
+    result = _loaded(file)
     if into is None:
         report.show(Console(), result)
     else:

@@ -1,11 +1,10 @@
-"""What every test shares: the `root` marker, and a summary that says what was not tested and why."""
+"""What every test shares: its group, the `root` marker, and a summary that says what was not tested and why."""
 
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +12,6 @@ import pytest
 
 from appliance.config import Config
 from appliance.dataplane import cache as compiled
-
-ROOT = Path(__file__).parent.parent
-
-BOUNDS: pytest.StashKey["BoundsRun"] = pytest.StashKey()
 
 compiled.use(Config().paths.cache)  # before numba is imported: what `make warm` compiled is what the tests run
 
@@ -53,58 +48,32 @@ def missing_for_root() -> str | None:
     return None
 
 
-class BoundsRun:
-    """A test run of its own, with bounds checks compiled in, beside everything else and behind it."""
+ROOT = Path(__file__).parent.parent
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "compiled or worker"]
-        command += ["tests/packets/test_fixtures.py", "tests/dataplane/test_worker.py"]
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `end` closes it
-        self._process = subprocess.Popen(
-            ["nice", "-n", "19", *command],
-            cwd=ROOT,
-            env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-        )
-
-    def wait(self) -> tuple[int, str]:
-        """Its exit status and output, once it has ended."""
-        status = self._process.wait(timeout=400)
-        self._output.seek(0)
-        return status, self._output.read()
-
-    def end(self) -> None:
-        """Nothing of it is left."""
-        self._process.kill()
-        self._process.wait()
-        self._output.close()
+MACHINE, PROCESSOR = "machine", "processor"
+"""Two groups that run side by side with `pytest -n 2 --dist loadgroup`: what waits on the kernel, brokers and clocks,
+and what only computes and gives way to it. Within a group one test follows another."""
 
 
-@pytest.fixture
-def bounds_run(request: pytest.FixtureRequest) -> BoundsRun:
-    """The run that was begun with the session."""
-    return request.config.stash[BOUNDS]
+def pytest_configure(config: pytest.Config) -> None:
+    """A process of pytest-xdist is a session of its own: the kernel weighs priorities by session (sched(7))."""
+    if hasattr(config, "workerinput"):
+        os.setsid()
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begins the run with bounds checks, if its test is among those that will run."""
-    if any("bounds_run" in getattr(item, "fixturenames", ()) for item in session.items):
-        session.config.stash[BOUNDS] = BoundsRun()
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Ends the run with bounds checks, if the session ended before it."""
-    run = session.config.stash.get(BOUNDS, None)
-    if run is not None:
-        run.end()
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Beside other tests, one that only computes gives way."""
+    if hasattr(item.config, "workerinput"):
+        niceness = 10 if item.get_closest_marker(PROCESSOR) else 0
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        with suppress(OSError):  # a kernel without autogroups has no such file
+            Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts what waits for another run last, and skips what is marked `root` where it cannot run."""
-    items.sort(key=lambda item: "bounds_run" in getattr(item, "fixturenames", ()))
+    """Groups the tests, and skips what is marked `root` where it cannot run."""
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(PROCESSOR if item.get_closest_marker(PROCESSOR) else MACHINE))
         if item.get_closest_marker("root") and (reason := missing_for_root()):
             item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -88,6 +88,15 @@ class Member:
         """Says goodbye, keeps what is known, and disconnects."""
         self._do(self._session.stopping(self._now()))
         await self._transport.flush(FAREWELL)
+        await self.release()
+
+    def hold_connection(self, hold: Callable[[int | None], None]) -> None:
+        """Has somebody keep each connection (``Transport.hold``)."""
+        self._transport.hold = hold
+
+    async def release(self) -> None:
+        """Keeps what is known, and disconnects without a goodbye: the node goes on, and another process speaks for it
+        soon."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -96,6 +96,9 @@ class Transport:
         self._access = access
         self._will = will
         self._events = events
+        self.hold: Callable[[int | None], None] = lambda _descriptor: None
+        """Is given the descriptor of each connection, and None at its end. Whoever keeps a duplicate keeps the broker
+        from publishing the last will if this process is killed; the next connection of this node replaces it."""
         self._client: aiomqtt.Client | None = None
         self._broken: asyncio.Future[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
@@ -146,10 +149,12 @@ class Transport:
             broken = asyncio.get_running_loop().create_future()
             self._client, self._broken = client, broken
             try:
+                self.hold(_socket(client).fileno())
                 self._events.connected()
                 await self._read(client, broken)
             finally:
                 self._client = self._broken = None
+                self.hold(None)
                 await _cancel(self._calls)
 
     async def _read(self, client: aiomqtt.Client, broken: asyncio.Future[None]) -> None:

@@ -27,6 +27,7 @@ from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.observe.counters import HEARTBEAT, drops, snapshot
 from appliance.observe.flows import listing
+from appliance.supervisor import choosing
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.nodeengine import NodeEngine
 from appliance.supervisor.ports import spoken
@@ -126,6 +127,8 @@ class Api:
         app.router.add_get("/v1/attachments", self.attachments)
         app.router.add_delete("/v1/attachments/{service}/{instance}", self.detach)
         app.router.add_post("/v1/reload", self.reload)
+        app.router.add_post("/v1/restart", self.restart)
+        app.router.add_post("/v1/workers/renew", self.renew)
         app.router.add_get("/v1/status", self.status)
         app.router.add_get("/v1/flows", self.flows)
         app.router.add_get("/v1/hosts", self.hosts)
@@ -209,6 +212,16 @@ class Api:
         """Read the configuration and the static tables again."""
         return _reply({"changed": await self._supervisor.reload()})
 
+    async def restart(self, _request: web.Request) -> web.Response:
+        """Execute the supervisor anew. The answer comes before it."""
+        self._supervisor.restarting.set()
+        return _reply({"pid": os.getpid()}, 202)
+
+    async def renew(self, _request: web.Request) -> web.Response:
+        """Replace the workers, one at a time; answers when it is done."""
+        await self._supervisor.pool.renew()
+        return _reply({"workers": [_worker(worker) for worker in self._supervisor.pool.workers]})
+
     async def status(self, _request: web.Request) -> web.Response:
         """The node at a glance."""
         supervisor = self._supervisor
@@ -219,6 +232,8 @@ class Api:
                     "address": str(supervisor.address),
                     "port": supervisor.port,
                     "version": __version__,
+                    "pid": os.getpid(),
+                    "started": supervisor.started,
                     "last_error": supervisor.last_error,
                 },
                 "workers": [_worker(worker) for worker in supervisor.pool.workers],
@@ -249,7 +264,8 @@ def _behind(supervisor: Supervisor, records: list[str]) -> list[dict[str, Any]]:
     for kind, _, text in (record.partition(" ") for record in records):
         service = supervisor.catalogue.services.get(ip_address(text)) if kind in ("A", "AAAA") else None
         if service is not None:
-            found.append(_service(service))
+            job = supervisor.publication.jobs.get(service.name)
+            found.append({**_service(service), **choosing.explain(service, supervisor.catalogue.hosts, job)})
     return found
 
 

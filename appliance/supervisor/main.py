@@ -12,16 +12,22 @@ What others do to the node is noticed and answered from the first look at the ke
 changed. ``listeners`` are called with all jobs after each change of the tables.
 
 SIGTERM and SIGINT stop, SIGHUP reloads (``reload``).
+
+A supervisor that finds what another one left goes on with it (``estate``): queues, sockets, tables, flows, and the
+workers that run. ``restart`` is that on purpose: everything is left as it is, and the process executes itself anew,
+which is how another version takes over. The process keeps its number, so whoever watches it notices nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import grp
 import logging
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -32,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from appliance import config as configuration
+from appliance import privileges
 from appliance.cluster.checks import check_job
 from appliance.cluster.errors import ClusterError
 from appliance.cluster.feed import Tables
@@ -45,8 +52,11 @@ from appliance.environment.manager import EnvironmentManager
 from appliance.environment.portmap import PortMapping
 from appliance.environment.tun import TunDevice
 from appliance.observe.log import configure
-from appliance.supervisor import probe
+from appliance.privileges import PrivilegeError
+from appliance.supervisor import estate, inheritance, probe, record
 from appliance.supervisor.errors import NotReadyError, StartError
+from appliance.supervisor.estate import Estate, Step
+from appliance.supervisor.notify import Systemd, kept
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import TableFullError
@@ -105,10 +115,15 @@ class Supervisor:
         self.listeners: list[Listener] = []
         self.naming: Naming | None = None
         self.last_error = ""
+        self.restarting = asyncio.Event()
+        self.started = round(time.time(), 3)
+        """Of this process, or of the last restart: seconds since 1970, for people and for telling two apart."""
+        self.systemd = Systemd()
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Bring the node up. Raises StartError, OSError or what the environment raises; nothing is left behind then."""
+        """Bring the node up. Raises StartError, OSError or what the environment raises; then nothing is left behind,
+        and what was there before goes on."""
         try:
             await self._start()
         except BaseException:
@@ -129,12 +144,22 @@ class Supervisor:
 
         self._make_directories()
         workers = len(cpus_of(self.config))
-        tun = self._open_tun(workers)
-        sockets = self._open_sockets(workers)
-        self.pool = WorkerPool(self.config, tun, sockets)
+        left, step = self._left(workers)
+        self._goes_on = left is not None
+        self.record = record.Record(self.config.paths.runtime)
+        self.record.put(record.SUPERVISOR, os.getpid())
+        tun = self._open_tun(workers, left)
+        sockets = self._open_sockets(workers, left)
+        self.pool = WorkerPool(self.config, tun, sockets, left, self.systemd, self.record.put)
         self._stack.callback(self.pool.close)
-        self.publisher = Publisher(self._capacity(), self.pool.announced)
+        self.pool.adopt()
+        try:
+            tables = None if left is None else left.take("tables")
+            self.publisher = Publisher(self._capacity(), self.pool.announced, tables)
+        except ValueError as error:
+            raise StartError(f"the tables that were left cannot be used: {error}; {estate.HOW_TO_END}") from error
         self._stack.callback(self.publisher.close)
+        await inheritance.quiet(self.publisher, self.pool)
         self.publisher.set_ranges(self.config.network.services, self.config.network.overlay)
         self.catalogue = Catalogue(self.publisher)
         here = Endpoint(self.address, self.port)
@@ -151,7 +176,7 @@ class Supervisor:
             self.config, here, self.environment, self.publication, self.pool, self.peers, self._set_gateways
         )
         self._stack.push_async_callback(self.environment.close)
-        self._stack.push_async_callback(self.pool.stop)
+        self._stack.push_async_callback(self._end_pool)
         self._stack.push_async_callback(self.membership.stop)
         self._apply_tables()
         await self.membership.start()
@@ -163,18 +188,48 @@ class Supervisor:
         self._stack.push_async_callback(self.upkeep.stop)
         await self.upkeep.start()
         await self.pool.start(
-            self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
+            self.publisher,
+            udp_gso=self.offloads["udp_gso"].on,
+            coalesce=self.offloads["coalesce"].on,
+            renew=step is Step.RENEW,
         )
+        if left is not None:
+            left.close()
+            settling = asyncio.ensure_future(inheritance.settle(self.catalogue, self.membership, self.pool))
+            self._stack.callback(settling.cancel)
         self._start_naming()
         self._start_ingress()
-        self._stack.push_async_callback(await serve(self))
+        self._close_api = await serve(self)
+        self._stack.push_async_callback(self._close_api)
+        self._goes_on = False
         log.info("ready", extra={"address": str(self.address), "workers": workers})
+
+    async def _end_pool(self) -> None:
+        """A supervisor that could not go on with what there was leaves it to one that can."""
+        await (self.pool.release() if self._goes_on else self.pool.stop())
+
+    def _left(self, workers: int) -> tuple[Estate | None, Step]:
+        """What another supervisor left, as far as this one can go on with it. Raises StartError if it must not."""
+        left = estate.found(self.config.paths.runtime, kept(os.environ))  # type: ignore[arg-type]
+        if left is None:
+            return None, Step.ANEW
+        verdict = estate.verdict(left.manifest, estate.manifest(self.config, workers, 0))
+        if verdict.step is Step.ANEW or not left.is_complete(workers, self.config.tunnel.source_ports):
+            log.warning("beginning anew, flows end", extra={"reason": verdict.why or "not everything was kept"})
+            left.dissolve()
+            return None, Step.ANEW
+        self._stack.callback(left.close)
+        if verdict.step is Step.REFUSE:
+            raise StartError(verdict.why)
+        log.info("going on with what is there", extra={"step": verdict.step.value, "why": verdict.why})
+        return left, verdict.step
 
     def _start_naming(self) -> None:
         from appliance.supervisor.naming import Naming
 
         if self.config.naming.enabled:
-            self.naming = Naming(self.config, self.publication, self.membership, self.environment)
+            self.naming = Naming(self.config, self.publication, self.membership, self.environment, self.pool.kill)
+            self.naming.on_process = lambda pid: self.record.put(record.RESOLVER, pid)
             self._stack.push_async_callback(self.naming.stop)
             self.naming.start()
 
@@ -201,23 +256,29 @@ class Supervisor:
         tables = self.config.tables
         return layout.Capacity(tables.hosts, tables.services, tables.backends, tables.maglev, tables.nodes)
 
-    def _open_tun(self, workers: int) -> TunDevice:
-        tun = TunDevice(self.config.network.tun, workers)
+    def _open_tun(self, workers: int, left: Estate | None) -> TunDevice:
+        name = self.config.network.tun
+        if left is None:
+            tun = TunDevice(name, workers)
+        else:
+            tun = TunDevice.adopt(name, [left.take(f"{i}.tun") for i in range(workers)])
         self._stack.callback(tun.close)
         wanted = self.config.offload
         got = tun.set_offloads(tso=wanted.tun_tso, uso=wanted.tun_uso)
         refused = "the kernel refuses it (TUNSETOFFLOAD)"
         self.offloads["tun_tso"] = Offload(wanted.tun_tso, got.tso, "" if got.tso or not wanted.tun_tso else refused)
         self.offloads["tun_uso"] = Offload(wanted.tun_uso, got.uso, "" if got.uso or not wanted.tun_uso else refused)
-        if workers > 1:
+        if workers > 1 and left is None:
             self._steer("TUN queues", workers, tun.steer, inbound=False)
         return tun
 
-    def _open_sockets(self, workers: int) -> list[Any]:
+    def _open_sockets(self, workers: int, left: Estate | None) -> list[Any]:
         from appliance.supervisor import sockets as udp
 
         self._probe_udp()
         tunnel = self.config.tunnel
+        if left is not None:
+            return [udp.adopt(left.worker(i), tunnel.source_ports) for i in range(workers)]
         sockets = udp.open_all(
             workers, tunnel.port, tunnel.source_ports, tunnel.socket_buffer, gro=self.offloads["udp_gro"].on
         )
@@ -367,6 +428,18 @@ class Supervisor:
         """Take everything down that ``start`` made."""
         await self._stack.aclose()
 
+    async def release(self) -> None:
+        """Leave everything as it is to the next supervisor, and hold up nothing of it."""
+        await self._close_api()
+        if self.naming is not None:
+            await self.naming.release()
+        await self.upkeep.stop()
+        await self.peers.stop()
+        await self.membership.release()
+        await self.pool.release()
+        await self.environment.close()
+        self._stack.pop_all()
+
 
 def _check_reloadable(differences: Iterable[configuration.Change]) -> None:
     fixed = [change.key for change in differences if not configuration.is_reloadable(change.key)]
@@ -374,7 +447,7 @@ def _check_reloadable(differences: Iterable[configuration.Change]) -> None:
         raise StartError(f"{', '.join(fixed)}: expected the value in force, as a change needs a restart")
 
 
-async def _serve(config: Config, path: Path) -> None:
+async def _serve(config: Config, path: Path) -> bool:
     supervisor = Supervisor(config, path)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -387,18 +460,31 @@ async def _serve(config: Config, path: Path) -> None:
     if not starting.done():
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        return
+        return False
     await starting
-    await stopping
+    supervisor.systemd.say("READY=1")
+    supervisor.systemd.start_watchdog()
+    restarting = asyncio.ensure_future(supervisor.restarting.wait())
+    await asyncio.wait({stopping, restarting}, return_when=asyncio.FIRST_COMPLETED)
+    supervisor.systemd.stop_watchdog()
+    if not stop.is_set():
+        log.info("restarting")
+        supervisor.systemd.reloading()
+        await supervisor.release()
+        return True
     log.info("stopping")
+    supervisor.systemd.say("STOPPING=1")
     await supervisor.stop()
+    return False
 
 
 async def _reload(supervisor: Supervisor) -> None:
+    supervisor.systemd.reloading()
     try:
         log.info("reloaded", extra={"changed": await supervisor.reload()})
     except Exception as error:
         log.error("reload refused, the old configuration stays in force", extra={"error": str(error)})
+    supervisor.systemd.say("READY=1")
 
 
 def run(config: Config, path: Path) -> int:
@@ -406,9 +492,34 @@ def run(config: Config, path: Path) -> int:
     configure(config.log.level)
     cache.use(config.paths.cache)
     try:
-        uvloop.run(_serve(config, path))
-    except (StartError, ClusterError, MessageError, EnvironmentError_, TableFullError, OSError) as error:
+        _end_orphans(config)
+        _limit(config)
+        if uvloop.run(_serve(config, path)):
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except (
+        StartError, ClusterError, MessageError, EnvironmentError_, TableFullError, PrivilegeError, OSError,
+    ) as error:  # fmt: skip
         log.error("cannot run", extra={"error": str(error)})
         sys.stderr.write(f"appliance: {error}\n")
         return 1
     return 0
+
+
+def _end_orphans(config: Config) -> None:
+    """End workers that nobody can go on with: they would share queues with ours. Raises OSError."""
+    runtime = config.paths.runtime
+    for name in record.end(runtime, record.orphans(record.alive(runtime), "LISTEN_FDS" in os.environ)):
+        log.warning("ended, as nobody kept what it works with", extra={"part": name})
+
+
+def _limit(config: Config) -> None:
+    """Give up what the supervisor does not need, once the groups are those that it may give its sockets to.
+
+    Raises OSError or StartError.
+    """
+    if config.api.group:
+        try:
+            os.setgroups([grp.getgrnam(config.api.group).gr_gid])
+        except KeyError:
+            raise StartError(f"api.group: expected a group of this system, got {config.api.group}") from None
+    privileges.keep(privileges.SUPERVISOR, privileges.CHILDREN)

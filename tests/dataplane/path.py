@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import os
 import struct
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -154,7 +156,9 @@ class CompiledPath:
         self.world = world
         self._announced = np.zeros(counters.WORDS, np.int64)
         self._announced[counters.ANNOUNCED] = publish.ASLEEP
-        self.publisher = publish.Publisher(CAPACITY, lambda: [int(self._announced[counters.ANNOUNCED])])
+        announced = self._announced  # not self: the publisher's end must not wait for the collector of cycles
+        self.publisher = publish.Publisher(CAPACITY, lambda: [int(announced[counters.ANNOUNCED])])
+        weakref.finalize(self, self.publisher.close)
         ranges = ([ipaddress.ip_network(r) for r in kind] for kind in (world.service_ranges, world.overlay))
         self.publisher.set_ranges(*ranges)
         self.publisher.set_gateways(ipaddress.ip_address(address) for address in world.gateways)
@@ -162,7 +166,9 @@ class CompiledPath:
         self.learn(world)
         self._control = np.zeros(memory.CONTROL_COUNT, np.int64)
         self.calls = SystemCalls(self._control)
-        tables = read.attach(self.publisher.descriptor(), CAPACITY)
+        descriptor = self.publisher.descriptor()
+        tables = read.attach(descriptor, CAPACITY)
+        os.close(descriptor)
         self.records = np.zeros(flows, flow.FLOW)
         self.reports = np.zeros(misses.RING_WORDS, np.int64)
         self.worker = state.make(

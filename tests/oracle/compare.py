@@ -38,7 +38,7 @@ def comparable(outcome: Outcome) -> Comparable:
     for ip, port, data in outcome.wire:
         result.wire.setdefault((ip, port, _flow(data)), []).append(_one_zero(data))
     for vnet, written in outcome.tun:
-        if _quotes_little(written):
+        if quotes_little(written):
             result.tun.setdefault(None, []).append(written)
             continue
         for data in pieces(Vnet.unpack(vnet), written):
@@ -47,7 +47,7 @@ def comparable(outcome: Outcome) -> Comparable:
     return result
 
 
-def _quotes_little(written: bytes) -> bool:
+def quotes_little(written: bytes) -> bool:
     """An unreachable of ours, about a packet that had less than 8 bytes behind its IP header."""
     start, kind = (20, 3) if written[:1] == b"\x45" else (40, 1)
     protocol = written[9:10] if kind == 3 else written[6:7]
