@@ -1,4 +1,4 @@
-"""Takes away what the appliance made on this node, after whatever end: processes, links, routes, files.
+"""Takes away what the appliance made on this node, after whatever end: processes, links, routes, rules, files.
 
 It goes by what is there and recognisably ours, never by what somebody believes to have made: the template that answers,
 recorded processes with their start time, links of our group and names, files of known names. Directories go if they are
@@ -18,12 +18,12 @@ from typing import Final
 
 from appliance.cluster import store
 from appliance.config import Config
-from appliance.environment import work
+from appliance.environment import nft, work
 from appliance.environment.attachment import Record
 from appliance.environment.manager import node_wanted
 from appliance.environment.plan import describe
 from appliance.naming import resolv
-from appliance.supervisor import estate, identity, naming, record
+from appliance.supervisor import estate, identity, naming, ports, record
 from appliance.supervisor.errors import StartError
 
 STATE: Final = (store.TABLES, store.SUBNETWORK, identity.FILE)
@@ -50,6 +50,7 @@ def everything(config: Config, *, purge: bool) -> list[str]:
     """
     removed = processes(config)
     removed += asyncio.run(_environment(config))
+    removed += asyncio.run(_rules(config))
     runtime = config.paths.runtime
     sockets = [path for path in (config.api.socket, config.api.nodeengine) if path]
     removed += _files([*sockets, *_with_new(runtime, RUNTIME)])
@@ -71,6 +72,11 @@ async def _environment(config: Config) -> list[str]:
     for file in files:
         resolv.remove(file)
     return [*map(describe, commands), *(f"file {file}" for file in files)]
+
+
+async def _rules(config: Config) -> list[str]:
+    """Nftables rules; a node without ``nft`` has none."""
+    return await ports.remove(config.firewall.table) if nft.is_there() else []
 
 
 def _with_new(directory: Path, names: Iterable[str]) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -22,6 +23,11 @@ log = logging.getLogger(__name__)
 TIMEOUT_S: Final = 20.0
 """A rule set of 100,000 elements takes a second or two."""
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def is_there() -> bool:
+    """Whether this node has the program."""
+    return shutil.which("nft", path=_PATH) is not None
 
 
 async def apply(script: str) -> None:

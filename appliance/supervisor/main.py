@@ -433,8 +433,11 @@ class Supervisor:
         await self._close_api()
         if self.naming is not None:
             await self.naming.release()
+        await self.ingress.stop()
+        await self.checks.stop()
         await self.upkeep.stop()
         await self.peers.stop()
+        await self.ports.stop()
         await self.membership.release()
         await self.pool.release()
         await self.environment.close()

@@ -340,19 +340,25 @@ def _text(mapping: PortMapping) -> str:
     return f"{mapping.host}/{mapping.protocol}"
 
 
-async def _withdraw() -> None:
+async def _withdraw() -> int:
+    """Takes our rules out of others' chains; how many there were."""
     script = firewall.withdrawal(await nft.ruleset())
     if script:
         await nft.apply(script)
+    return script.count("\n")
 
 
-async def remove(table: str) -> None:
-    """Takes away the table, and our rules in others' chains, and nothing else: for an uninstallation.
+async def remove(table: str) -> list[str]:
+    """Takes away the table, and our rules in others' chains, and nothing else, as for an uninstallation; what that was.
 
     Raises EnvironmentError_.
     """
-    await _withdraw()
-    await nft.apply(firewall.removal(table))
+    count = await _withdraw()
+    removed = [f"{count} rules in others' chains"] if count else []
+    if await nft.table(table) is not None:
+        await nft.apply(firewall.removal(table))
+        removed.append(f"table inet {table}")
+    return removed
 
 
 def spoken(mappings: Iterable[PortMapping]) -> str:

@@ -32,7 +32,8 @@ def seen(node: Node, container: Any) -> tuple[object, ...]:
     files = {it for it in node.directory.rglob("*") if it.name not in ("appliance.toml", "log")}
     groups = {str(it) for it in Path("/sys/fs/cgroup").rglob("*edge*")}
     resolvers = Path("/etc/netns", container.name).exists()
-    return node.namespace.state(), container.state(), node.processes(), files, groups, resolvers
+    rules = node.namespace.command("nft", "list", "ruleset")
+    return node.namespace.state(), container.state(), node.processes(), files, groups, resolvers, rules
 
 
 def all_parts(node: Node) -> dict[str, int] | None:
@@ -53,7 +54,7 @@ def test_it_removes_everything_after_every_kind_of_end(hub: World) -> None:
     before = seen(node, container)
     for end in ("stopped", "supervisor", "supervisor and template", "everything"):
         node.start()
-        node.api.attach(JOB, 0, {"netns": container.name})
+        node.api.attach(JOB, 0, {"netns": container.name}, "8080:80")
         status, _, error = cleanup(node)
         assert (status, "expected no supervisor that runs" in error) == (1, True)
         living = until(lambda: all_parts(node), "all parts are recorded")
@@ -68,6 +69,7 @@ def test_it_removes_everything_after_every_kind_of_end(hub: World) -> None:
         status, removed, error = cleanup(node)
         assert status == 0, error
         assert any("edge-br0" in it for it in removed)
+        assert "table inet edge-appliance" in removed
         (node.state).rmdir()  # it is empty, and only --purge removes it
         until(lambda: seen(node, container) == before, f"{end}: {seen(node, container)}, was {before}")
 
