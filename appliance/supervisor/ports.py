@@ -79,6 +79,9 @@ class Ports:
             self._found = firewall.mapped(await nft.described(self._table), self._table)
         except EnvironmentError_ as error:
             self._failed(error)
+        self._claim()
+        if self._environment.subnets:  # all containers that there are have been adopted
+            self._found = []
         self._is_started = True
         self._watch()
         await self.apply_or_log()
