@@ -214,7 +214,7 @@ class Api:
 
     async def restart(self, _request: web.Request) -> web.Response:
         """Execute the supervisor anew. The answer comes before it."""
-        self._supervisor.restarting.set()
+        self._supervisor.leave(again=True)
         return _reply({"pid": os.getpid()}, 202)
 
     async def renew(self, _request: web.Request) -> web.Response:

@@ -20,7 +20,7 @@ def workers(node: Node) -> list[int]:
     return [it["pid"] for it in node.api.status()["workers"]]
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "restart"])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGUSR2", "restart"])
 def test_workers_and_devices_go_on(hub: World, how: str) -> None:
     node = alone(hub).start()
     before, links, epoch = workers(node), node.namespace.state(), node.api.status()["tables"]["epoch"]
@@ -35,8 +35,9 @@ def test_workers_and_devices_go_on(hub: World, how: str) -> None:
 def again(node: Node, how: str) -> None:
     """Ends the supervisor in some way, and has another one."""
     started = node.api.status()["node"]["started"]
-    if how == "SIGKILL":
-        node.stop(signal.SIGKILL)
+    if how != "restart":
+        status = node.stop(signal.Signals[how])
+        assert status == (0 if how == "SIGUSR2" else -signal.SIGKILL)
         node.start()
     else:
         assert node.popen is not None
