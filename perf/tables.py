@@ -93,9 +93,9 @@ def measure() -> Result:
 def _watch(tables: int, last: int, told: Connection) -> None:
     """When each epoch was seen in the mapped tables, seconds of the monotonic clock; in a process of its own."""
     header = segment.arrays(tables, sections(CAPACITY), writable=False)["header"]
-    told.send("ready")
     seen: list[float] = []
     epoch = int(header[H_EPOCH])
+    told.send("ready")
     while epoch < last:
         now = int(header[H_EPOCH])
         if now != epoch:

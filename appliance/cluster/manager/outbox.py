@@ -19,6 +19,7 @@ from uuid import uuid4
 import aiomqtt
 import orjson
 
+from appliance.cluster.connection import Connection
 from appliance.cluster.manager.decide import Message
 from appliance.cluster.manager.store import UnavailableError
 
@@ -40,7 +41,7 @@ class Outbox:
     def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._port = port
-        self._client: aiomqtt.Client | None = None
+        self._client: Connection | None = None
         self._connected = asyncio.Event()
         self._topic = ""
         self._begun: Callable[[], None] = lambda: None
@@ -77,8 +78,8 @@ class Outbox:
                 self._connected.clear()
             await asyncio.sleep(RECONNECT_S)
 
-    def _new(self) -> aiomqtt.Client:
-        client = aiomqtt.Client(
+    def _new(self) -> Connection:
+        client = Connection(
             self._host,
             self._port,
             identifier=f"manager-{uuid4().hex}",
