@@ -14,12 +14,11 @@ import pytest
 
 from appliance.lab import lifecycle, view
 from appliance.lab.lifecycle import Lab
-from appliance.lab.plan import Family, Spec
+from appliance.lab.plan import Family
 from tests.conftest import ROOT
 from tests.lab.conftest import CHANGING
 from tests.lab.helpers import (
     FAMILIES,
-    NOTHING,
     TIMEOUT_S,
     balanced,
     environment,
@@ -34,16 +33,6 @@ pytestmark = pytest.mark.root
 
 SOON_S = 5.0
 """Within which a lost node's instances are not chosen any more, and what was changed without a broker is in force."""
-
-
-@pytest.fixture(scope="module")
-def three() -> Iterator[Lab]:
-    """Three nodes with a worker each, an instance of the demo service on each. Whoever changes it, changes it back."""
-    try:
-        yield lifecycle.up(Spec(name=CHANGING, nodes=3, instances=3, workers=(1,)))
-    finally:
-        lifecycle.down(CHANGING)
-    assert leftovers(CHANGING) == NOTHING
 
 
 @dataclass
