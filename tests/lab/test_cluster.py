@@ -151,7 +151,7 @@ def test_a_node_that_is_killed_is_avoided_and_returns_as_it_was(three: Lab) -> N
         until(lambda: three.manager.picture().is_up(three.plan.web[1]), "it is back", SOON_S)
         time.sleep(0.5)
     assert avoided_after < SOON_S
-    assert all(began < killed + SOON_S for began, _, _ in seen.failures)
+    assert all(began < killed + SOON_S for began, _, _ in seen.failures), (killed, seen.failures)
     assert three.api(node).cluster()["subnets"] == subnets
     assert three.api(node).attachments() == attached
     until(lambda: answering(three, "client1") == {"web0", "web1", "web2"}, "all are called")
