@@ -181,8 +181,6 @@ class Supervisor:
         self._stack.push_async_callback(self.membership.stop)
         self._apply_tables()
         await self.membership.start()
-        self._stack.push_async_callback(self.ports.stop)
-        await self.ports.start()
         await self.peers.start()
         self._stack.push_async_callback(self.peers.stop)
         self.upkeep = Upkeep(self.environment, self.attachment_gone, self.uplink_changed)
@@ -194,6 +192,8 @@ class Supervisor:
             coalesce=self.offloads["coalesce"].on,
             renew=step is Step.RENEW,
         )
+        self._stack.push_async_callback(self.ports.stop)
+        await self.ports.start()  # not before: instances are announced by now, and called
         if left is not None:
             left.close()
             settling = asyncio.ensure_future(inheritance.settle(self.catalogue, self.membership, self.pool))

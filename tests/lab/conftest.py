@@ -17,17 +17,17 @@ from tests.lab.helpers import NOTHING, leftovers
 
 Build = Callable[..., Lab]
 
-SHARED, VARIED, BROKEN, CHANGING, NARROW, OUTSIDE = (f"{letter}{os.getpid()}" for letter in "efghij")
-"""Names of this run's labs: the one that all tests use, those that single tests build, the one that some change, the
-one with a narrow underlay, and the one that is called from outside."""
+SHARED, VARIED, BROKEN, CHANGING, NARROW = (f"{letter}{os.getpid()}" for letter in "efghi")
+"""Names of this run's labs: the one that all tests use, those that single tests build, the one that some change, and
+the one with a narrow underlay."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_labs_of_killed_runs() -> None:
     """Removes the labs of test runs that were killed; their names tell the process."""
-    found = [*LABS.glob("[efghij]*"), *resolv.DIRECTORY.glob("[efghij]*")] if os.geteuid() == 0 else []
+    found = [*LABS.glob("[efghi]*"), *resolv.DIRECTORY.glob("[efghi]*")] if os.geteuid() == 0 else []
     for name in sorted({it.name.partition("-")[0] for it in found}):
-        run = re.fullmatch(r"[efghij]([0-9]+)", name)
+        run = re.fullmatch(r"[efghi]([0-9]+)", name)
         if run is not None and not Path("/proc", run[1]).exists():
             lifecycle.down(name)
 
@@ -40,6 +40,16 @@ def lab() -> Iterator[Lab]:
     finally:
         lifecycle.down(SHARED)
     assert leftovers(SHARED) == NOTHING
+
+
+@pytest.fixture(scope="session")
+def three() -> Iterator[Lab]:
+    """Three nodes with a worker each, an instance of the demo service on each. Whoever changes it, changes it back."""
+    try:
+        yield lifecycle.up(Spec(name=CHANGING, nodes=3, instances=3, workers=(1,)))
+    finally:
+        lifecycle.down(CHANGING)
+    assert leftovers(CHANGING) == NOTHING
 
 
 @pytest.fixture
