@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -38,7 +39,8 @@ KEEPALIVE_S = 15
 class Outbox:
     """One connection to the broker's MQTT listener."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._host = host
         self._port = port
         self._client: Connection | None = None
@@ -85,6 +87,7 @@ class Outbox:
             identifier=f"manager-{uuid4().hex}",
             keepalive=KEEPALIVE_S,
             timeout=ACK_S,
+            tls_context=self._tls,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # else an answer waits 40 ms for an ACK
         )
         client.pending_calls_threshold = sys.maxsize  # many at once are what is meant here, and no reason for warnings
