@@ -15,12 +15,13 @@ from rich.console import Console
 from appliance.client import ApiError
 from appliance.lab.lifecycle import LabError
 from appliance.lab.plan import SpecError
-from perf import report, thresholds
+from perf import report, slow, smoke, thresholds
 from perf.compare import compare as compare_results
 from perf.net import NetError
 from perf.results import Plan, Result, Sample
 from perf.run import run as measure
 from perf.scenarios import SCENARIOS
+from perf.slow import enable as slow_down
 from perf.systems import ALL, MODES, OTHERS, USUAL
 
 SECONDS, REPEATS = 3, 5
@@ -191,6 +192,22 @@ def compare(before: Path, after: Path, everything: bool, check: bool) -> None:
     counted = Counter(it.verdict for it in changes)
     click.echo(f"{len(changes)} metrics: {', '.join(f'{many} {verdict}' for verdict, many in counted.items())}")
     sys.exit(int(check and any(it.verdict == "worse" and it.system == thresholds.SYSTEM for it in changes)))
+
+
+@main.command("smoke")
+@click.option("--slow", type=click.Choice(list(slow.KINDS)), help="Slow the workers down, to see that it is caught.")
+@click.option("--set", "settings", multiple=True, help="A key of the appliance's configuration: section.key=value.")
+@click.option("--record", type=FILE, help="Take the baseline's ratios from this result file instead of measuring.")
+def smoke_(slow: str | None, settings: tuple[str, ...], record: Path | None) -> None:
+    """Fail if the appliance lost more than a fifth of its speed against VXLAN."""
+    if record is not None:
+        smoke.FILE.write_text(smoke.Baseline.of(_loaded(record)).model_dump_json(indent=1) + "\n")
+        return
+    if slow is not None:
+        slow_down(slow)
+    baseline = smoke.Baseline.model_validate_json(smoke.FILE.read_bytes())
+    held = smoke.guard(baseline, lambda plan: _measured(plan.model_copy(update={"settings": settings})), click.echo)
+    sys.exit(int(not held))
 
 
 @main.command("report")

@@ -17,7 +17,8 @@ UDP_FLOWS = 64
 """Flows in turns, a packet each: no two neighbouring packets belong together, so that none can be batched by flow."""
 
 OPEN_RATE = 5_000
-"""Requests a second with open-loop arrival: a load that every system here bears, so that the tail shows, not a queue."""
+"""Requests a second with open-loop arrival: a load that every system here bears, so that the tail shows, not a
+queue."""
 CONNECTION_PACKETS = 6
 """SYN, SYN-ACK, ACK, the byte and the server's FIN, the reset."""
 
