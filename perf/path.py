@@ -155,6 +155,8 @@ class Replay:
             np.zeros(misses.RING_WORDS, np.int64),
         )
         os.close(descriptor)
+        replay.send(self._worker.record, 0, 1)  # compiled here, lest flows expire meanwhile
+        replay.receive(self._worker.record, 0, 1)
         self._worker.control[memory.STOP] = 1
         worker.work(self._worker.record)  # takes its flow table over
 

@@ -132,7 +132,7 @@ class Storm:
         """Waits until a service has its instance in the tables; whether that came within PHASE_S."""
         try:
             async with asyncio.timeout(PHASE_S):
-                while not (await self.nodes[-1].query(name=name))["instance_list"]:
+                while not (await self.nodes[-1].query(name=name))["instance_list"]:  # noqa: ASYNC110  # another process
                     await asyncio.sleep(0.1)
         except TimeoutError:
             return False
@@ -142,7 +142,7 @@ class Storm:
         """A node that hears of changes of FOLLOWED."""
         await node.listen(FOLLOWED)
 
-    async def change(self) -> list[float]:
+    async def change(self, number: int) -> list[float]:
         """Seconds until each node that follows has heard of a change; those that did not within NOTICE_S are
         missing."""
         began = time.monotonic()
