@@ -20,6 +20,9 @@ from tests.supervisor.test_handover import alone
 from tests.supervisor.world import World, until
 
 OTHER: dict[str, Any] = {
+    "firewall.egress": False,
+    "firewall.uplinks": ["up0"],
+    "firewall.accept": False,
     "tables.static": "/etc/other.json",
     "naming.zone": "other.example",
     "naming.extra_zones": ["more.example"],
@@ -76,7 +79,7 @@ def test_all_of_them_at_once_and_a_wrong_file(hub: World, tmp_path: Path) -> Non
     file, resolver = node.directory / "appliance.toml", node.api.status()["naming"]["pid"]
     first = file.read_text()
 
-    file.write_text(first.replace("[naming]", "[naming]\nttl = 9\nno_such_key = 1", 1) + "\n")
+    file.write_text(first.replace("[naming]", "[naming]\nno_such_key = 1", 1))
     with pytest.raises(ApiError, match="no_such_key"):
         node.api.reload()
     assert "no_such_key" in node.api.status()["node"]["last_error"]
@@ -93,7 +96,9 @@ def test_all_of_them_at_once_and_a_wrong_file(hub: World, tmp_path: Path) -> Non
         section, _, key = name.partition(".")
         raw.setdefault(section, {})[key] = value
     file.write_text(in_force(Config.model_validate(raw)))
+    rules = node.namespace.command("nft", "list", "ruleset")
     assert OTHER.keys() <= set(node.api.reload())
+    assert node.namespace.command("nft", "list", "ruleset") != rules
     assert node.api.status()["node"]["last_error"] == ""
     assert [it["address"] for it in node.api.hosts()] == ["10.18.0.9"]
     until(lambda: node.api.status()["naming"]["pid"] != resolver, "the zone is not mDNS' any more")
