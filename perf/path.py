@@ -256,10 +256,17 @@ def measure() -> Study:
         "a packet out, ns": f"{packet:.0f}",
         f"a batch out, ns (a share of 1/{limits.TUN_BATCH} at full load)": f"{batch:.0f}",
         **_facts("live flows", by_flows),
+        f"{max(FLOWS):,} live flows against {WARM}: out, back, ns a packet more": _more(by_flows),
         **_facts("services, as many flows (1,000 at least)", by_services),
         **{f"{n:.0f} cores at a time, million packets/s out": f"{rate:.2f}" for n, rate in rates},
     }
     return study("path", __doc__ or "", facts, *_figures(by_flows, by_services, points, rates))
+
+
+def _more(costs: dict[int, Cost]) -> str:
+    """What cache misses add."""
+    few, many = costs[WARM], costs[max(FLOWS)]
+    return f"{many.out - few.out:.0f}, {many.back - few.back:.0f}"
 
 
 def _facts(what: str, costs: dict[int, Cost]) -> dict[str, str]:
