@@ -90,8 +90,8 @@ INSTANCE_IP = int(IPv4Address("10.200.0.0")) - int(IPv4Address("10.18.0.0"))
 
 
 def flows_at_random(flows: int, seed: int) -> Words:
-    """A flow for each packet of a ring."""
-    return np.random.default_rng(seed).integers(0, flows, RING)
+    """A flow for each packet of a ring: each one as often as any other, in no order."""
+    return np.random.default_rng(seed).permutation(RING) % flows
 
 
 def requests(flows: int, services: int) -> Rows:
