@@ -118,6 +118,15 @@ def path_(output: Path | None) -> None:
 
 
 @main.command()
+@OUTPUT
+def naming(output: Path | None) -> None:
+    """The resolver beside dnsmasq: answers a second, and how long they take."""
+    from perf.naming import measure as measure_naming
+
+    _finished(measure_naming(), output)
+
+
+@main.command()
 @click.option("--nodes", type=click.IntRange(1), default=5_000, show_default=True)
 @click.option("--services", type=click.IntRange(1), default=50_000, show_default=True)
 @OUTPUT
@@ -333,8 +342,9 @@ def smoke_(slow: str | None, settings: tuple[str, ...], record: Path | None) -> 
 @main.command("report")
 @click.argument("file", type=FILE)
 @click.option("--into", type=click.Path(path_type=Path, exists=True), help="A page whose results are replaced.")
+@click.option("--as", "name", default=report.RESULTS, show_default=True, help="Of the marks, for a result of `run`.")
 @click.option("--check", is_flag=True, help="Fail unless the appliance meets every threshold.")
-def report_(file: Path, into: Path | None, check: bool) -> None:
+def report_(file: Path, into: Path | None, name: str, check: bool) -> None:
     """Print the tables of a result FILE, or write them into a page between its marks."""
     result = _any(file)
     if isinstance(result, Study):
@@ -346,7 +356,7 @@ def report_(file: Path, into: Path | None, check: bool) -> None:
     if into is None:
         report.show(Console(), result)
     else:
-        into.write_text(report.inserted(into.read_text(), result))
+        into.write_text(report.inserted(into.read_text(), result, name))
     sys.exit(_status(result, check))
 
 

@@ -90,8 +90,8 @@ INSTANCE_IP = int(IPv4Address("10.200.0.0")) - int(IPv4Address("10.18.0.0"))
 
 
 def flows_at_random(flows: int, seed: int) -> Words:
-    """A flow for each packet of a ring."""
-    return np.random.default_rng(seed).integers(0, flows, RING)
+    """A flow for each packet of a ring: each one as often as any other, in no order."""
+    return np.random.default_rng(seed).permutation(RING) % flows
 
 
 def requests(flows: int, services: int) -> Rows:
@@ -256,10 +256,17 @@ def measure() -> Study:
         "a packet out, ns": f"{packet:.0f}",
         f"a batch out, ns (a share of 1/{limits.TUN_BATCH} at full load)": f"{batch:.0f}",
         **_facts("live flows", by_flows),
+        f"{max(FLOWS):,} live flows against {WARM}: out, back, ns a packet more": _more(by_flows),
         **_facts("services, as many flows (1,000 at least)", by_services),
         **{f"{n:.0f} cores at a time, million packets/s out": f"{rate:.2f}" for n, rate in rates},
     }
     return study("path", __doc__ or "", facts, *_figures(by_flows, by_services, points, rates))
+
+
+def _more(costs: dict[int, Cost]) -> str:
+    """What cache misses add."""
+    few, many = costs[WARM], costs[max(FLOWS)]
+    return f"{many.out - few.out:.0f}, {many.back - few.back:.0f}"
 
 
 def _facts(what: str, costs: dict[int, Cost]) -> dict[str, str]:
