@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from appliance.client import ApiError
+from appliance.config import Config
+from appliance.dataplane import cache
 from appliance.lab.lifecycle import LabError
 from appliance.lab.plan import SpecError
 from perf import report, thresholds
@@ -81,6 +83,16 @@ def tables() -> None:
 
     for line in measure_tables().lines():
         click.echo(line)
+
+
+@main.command()
+def path() -> None:
+    """The compiled path alone, without system calls: few live flows against many."""
+    from perf.path import measure as measure_path
+
+    cache.use(Config().paths.cache)
+    for cost in measure_path():
+        click.echo(f"{cost.flows:7,} flows: {cost.out:4.0f} ns a packet out, {cost.back:4.0f} ns in")
 
 
 @main.command()
