@@ -25,7 +25,7 @@ from appliance.config import ConfigError
 from appliance.environment import portmap
 from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
-from appliance.observe.counters import HEARTBEAT, drops, snapshot
+from appliance.observe.counters import HEARTBEAT, drops, snapshot, stages
 from appliance.observe.flows import listing
 from appliance.supervisor import choosing
 from appliance.supervisor.errors import NotReadyError, StartError
@@ -308,6 +308,7 @@ def _worker(worker: Any) -> dict[str, Any]:
         "heartbeat_ns": int(worker.counters[HEARTBEAT]),
         "counters": snapshot(worker.counters),
         "drops": drops(worker.counters),
+        "stages": stages(worker.counters),
     }
 
 
