@@ -270,15 +270,46 @@ def detach(service: str, instance: int, socket: Path | None) -> None:
 
 
 @main.command()
+@click.option("--counters", is_flag=True, help="Show all counters too.")
 @socket_option
 @json_option
-def status(socket: Path | None, as_json: bool) -> None:
-    """Show node, workers, offloads and tables."""
+def status(counters: bool, socket: Path | None, as_json: bool) -> None:
+    """Show on one screen whether the node is well: node, cluster, tables, offloads, workers, drops, errors."""
     with one_line():
         data = client(socket).status()
     from appliance import screens
 
-    emit(data, as_json, lambda: screens.status(data))
+    emit(data, as_json, lambda: screens.status(data, counters))
+
+
+@main.command()
+@socket_option
+@json_option
+def drops(socket: Path | None, as_json: bool) -> None:
+    """Show how many packets were dropped since the workers' counters began, by direction and reason."""
+    with one_line():
+        data = client(socket).status()
+    from appliance import screens
+    from appliance.observe.meanings import totals
+
+    rows = totals(data["workers"])
+    emit({"drops": rows}, as_json, lambda: screens.drops(rows))
+
+
+@main.command()
+@click.option("--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many. [default: until interrupted]")
+@socket_option
+@json_option
+def top(interval: float, count: int | None, socket: Path | None, as_json: bool) -> None:
+    """Show live rates: packets, bits, flows and system calls of each worker, and drops by reason.
+
+    With --json, one JSON document a line and interval.
+    """
+    from appliance.top import watch
+
+    with one_line():
+        watch(client(socket), interval, count, as_json)
 
 
 @main.command()

@@ -21,6 +21,7 @@ from appliance.cli import main
 from appliance.client import ApiError, Client
 from appliance.config import Config
 from appliance.config_text import example, in_force, schema
+from appliance.observe.meanings import SENTENCES
 from tests.conftest import ROOT
 
 START_LIMIT = 0.4
@@ -161,9 +162,9 @@ STATUS = {
             "restarts": 0,
             "heartbeat_ns": 3966226950800,
             "counters": {"sent": 1234567},
-            "drops": {"no-route": 0},
+            "drops": {"tun": {"no-route": 0}},
         },
-        {"index": 1, "pid": 12, "cpu": 1, "restarts": 3, "counters": {"sent": 0}, "drops": {"no-route": 7}},
+        {"index": 1, "pid": 12, "cpu": 1, "restarts": 3, "counters": {"sent": 0}, "drops": {"tun": {"no-route": 7}}},
     ],
     "offloads": {
         "tun_tso": {"wanted": True, "on": True, "reason": ""},
@@ -282,9 +283,11 @@ def test_status_shows_facts_workers_and_counters(api: _Server) -> None:
     assert ["last_error", "expected", "[log],", "got", "[/x]", ":+1:"] in lines
     assert ["tun_uso", "yes", "no", "refused"] in lines
     assert ["hosts", "4"] in lines
-    assert ["1", "12", "1", "3"] in lines
-    assert ["sent", "1", "234", "567", "0"] in lines
-    assert ["drops.no-route", "0", "7"] in lines
+    assert ["1", "12", "1", "3", "0", "7"] in lines
+    assert ["from", "containers", "no-route", "7", *SENTENCES["no-route"].split()] in lines
+    counted = [line.split() for line in ask(api, "status", "--counters").output.splitlines()]
+    assert ["sent", "1", "234", "567", "0"] in counted
+    assert ["drops.tun.no-route", "0", "7"] in counted
 
 
 def test_flows_and_attachments_are_tables(api: _Server) -> None:

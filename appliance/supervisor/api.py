@@ -19,14 +19,14 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from appliance import __version__
 from appliance.cluster.messages import JOB_NAME, MessageError
 from appliance.config import ConfigError
 from appliance.environment.attachment import NetnsRef
 from appliance.environment.errors import EnvironmentError_
-from appliance.observe.counters import HEARTBEAT, drops, snapshot
 from appliance.observe.flows import listing
+from appliance.supervisor import picture
 from appliance.supervisor.errors import NotReadyError, StartError
+from appliance.supervisor.monitor import Monitor
 from appliance.supervisor.nodeengine import NodeEngine
 from appliance.tables.catalogue import Host, Service
 from appliance.tables.publish import TableFullError
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BODY_MAX = 1 << 20
-_SUMMARY = ("member", "node", "broker", "connected", "since", "last_error", "subnets", "ready", "jobs", "instances")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -131,6 +130,7 @@ class Api:
         app.router.add_post("/v1/need", self.need)
         app.router.add_get("/v1/resolve/{address}", self.resolve)
         app.router.add_get("/v1/names/{name}", self.name)
+        Monitor(self._supervisor).add_routes(app.router)
         NodeEngine(self._supervisor).add_routes(app.router)
         return app
 
@@ -204,29 +204,7 @@ class Api:
 
     async def status(self, _request: web.Request) -> web.Response:
         """The node at a glance."""
-        supervisor = self._supervisor
-        return _reply(
-            {
-                "node": {
-                    "id": supervisor.config.node.id,
-                    "address": str(supervisor.address),
-                    "port": supervisor.port,
-                    "version": __version__,
-                    "last_error": supervisor.last_error,
-                },
-                "workers": [_worker(worker) for worker in supervisor.pool.workers],
-                "offloads": {name: offload.reply() for name, offload in supervisor.offloads.items()},
-                "tables": {
-                    "epoch": supervisor.publisher.epoch,
-                    "hosts": len(supervisor.catalogue.hosts),
-                    "services": len(supervisor.catalogue.services),
-                    **_age(supervisor.membership.status()),
-                },
-                "cluster": _summary(supervisor.membership.status()),
-                "naming": None if supervisor.naming is None else await supervisor.naming.status(),
-                "upkeep": supervisor.upkeep.status(),
-            }
-        )
+        return _reply(await picture.status(self._supervisor))
 
     async def flows(self, _request: web.Request) -> web.Response:
         """Live flows of all workers."""
@@ -260,28 +238,6 @@ def _service(service: Service) -> dict[str, Any]:
         "policy": service.policy,
         "backends": [str(address) for address in service.backends],
         "job": service.name,
-    }
-
-
-def _age(cluster: dict[str, Any]) -> dict[str, float]:
-    """Seconds for which the oldest of what the cluster said may have been outdated; nothing without a cluster."""
-    return {"staleness": cluster["staleness"]} if "staleness" in cluster else {}
-
-
-def _summary(cluster: dict[str, Any]) -> dict[str, Any]:
-    """The membership in few words."""
-    return {name: cluster[name] for name in _SUMMARY if name in cluster}
-
-
-def _worker(worker: Any) -> dict[str, Any]:
-    return {
-        "index": worker.index,
-        "pid": worker.pid,
-        "cpu": worker.cpu,
-        "restarts": worker.restarts,
-        "heartbeat_ns": int(worker.counters[HEARTBEAT]),
-        "counters": snapshot(worker.counters),
-        "drops": drops(worker.counters),
     }
 
 

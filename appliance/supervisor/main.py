@@ -22,12 +22,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import wraps
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import uvloop
 
@@ -56,6 +59,30 @@ if TYPE_CHECKING:
     from appliance.supervisor.naming import Naming
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+Method = Callable[Concatenate["Supervisor", P], Coroutine[Any, Any, R]]
+
+
+def counted(operation: str) -> Callable[[Method[P, R]], Method[P, R]]:
+    """Counts how often an operation of the supervisor was done, and how often it was refused."""
+
+    def decorate(method: Method[P, R]) -> Method[P, R]:
+        @wraps(method)
+        async def call(self: Supervisor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                result = await method(self, *args, **kwargs)
+            except Exception:
+                self.operations[operation, "refused"] += 1
+                raise
+            self.operations[operation, "ok"] += 1
+            return result
+
+        return call
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -103,6 +130,10 @@ class Supervisor:
         self.listeners: list[Listener] = []
         self.naming: Naming | None = None
         self.last_error = ""
+        self.reload_error = ""
+        self.reloaded_at = time.time()
+        self.started = time.monotonic()
+        self.operations: Counter[tuple[str, str]] = Counter()
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
@@ -114,6 +145,7 @@ class Supervisor:
             raise
 
     async def _start(self) -> None:
+        from appliance.supervisor import monitor
         from appliance.supervisor.api import serve
         from appliance.supervisor.membership import Membership
         from appliance.supervisor.peers import Peers
@@ -161,6 +193,7 @@ class Supervisor:
         )
         self._start_naming()
         self._stack.push_async_callback(await serve(self))
+        self._stack.push_async_callback(await monitor.serve(self))
         log.info("ready", extra={"address": str(self.address), "workers": workers})
 
     def _start_naming(self) -> None:
@@ -231,6 +264,7 @@ class Supervisor:
 
     # --- containers ----------------------------------------------------------------------------------------------
 
+    @counted("attach")
     async def attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
         """Put a container on the bridge, and announce it.
 
@@ -245,6 +279,7 @@ class Supervisor:
             await self.naming.attached(attachment)
         return attachment
 
+    @counted("detach")
     async def detach(self, service: str, instance: int) -> bool:
         """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
         known = [it for it in self.environment.attachments() if (it.service, it.instance) == (service, instance)]
@@ -291,6 +326,7 @@ class Supervisor:
         path = self.config.tables.static
         return self.publication.replace_static(read_results(Path(path)) if path else ()).changed
 
+    @counted("reload")
     async def reload(self) -> list[str]:
         """Read the configuration and the static tables again; gives what changed. A wrong file changes nothing.
 
@@ -308,11 +344,12 @@ class Supervisor:
                 raise
         except Exception as error:
             self.last_error = f"reload: {error}"
+            self.reload_error = str(error)
             raise
         configure(self.config.log.level)
         if self.naming is not None:
             self.naming.reconfigure(self.config)
-        self.last_error = ""
+        self.last_error, self.reload_error, self.reloaded_at = "", "", time.time()
         return [*(change.key for change in differences), *changed]
 
     async def stop(self) -> None:

@@ -1,0 +1,184 @@
+"""What operators and their monitoring see of two running nodes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import ROOT
+from tests.environment.netns import Netns
+from tests.supervisor.pair import METRICS_PORT, Pair
+from tests.supervisor.world import HUB, Node, ping, until
+
+pytestmark = pytest.mark.root
+PROMETHEUS_PORT = 9990
+
+
+def get(place: Netns, url: str) -> tuple[int, bytes]:
+    """A page, seen from a namespace."""
+
+    def fetch() -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return answer.status, answer.read()
+        except HTTPError as error:
+            return error.code, error.read()
+
+    return place.call(fetch)
+
+
+def page(pair: Pair, node: Node, path: str) -> tuple[int, bytes]:
+    return get(pair.world.hub, f"http://{node.address}:{METRICS_PORT}{path}")
+
+
+def samples(pair: Pair, node: Node) -> dict[tuple[str, ...], float]:
+    status, body = page(pair, node, "/metrics")
+    assert status == 200
+    found = [it for family in text_string_to_metric_families(body.decode()) for it in family.samples]
+    return {(it.name, *it.labels.values()): it.value for it in found}
+
+
+def command(node: Node, *arguments: str) -> str:
+    """The output of `appliance …` on a node."""
+    environment = {**os.environ, "APPLIANCE_SOCKET": str(node.socket)}
+    line = [sys.executable, "-m", "appliance", *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_health_and_readiness(pair: Pair) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert page(pair, pair.one, path) == (200, b'{"ok":true,"reasons":[]}')
+    assert page(pair, pair.one, "/v1/status")[0] == 404, "only what changes nothing is at this port"
+
+
+def test_a_dropped_packet_is_counted_where_operators_look(pair: Pair) -> None:
+    before = samples(pair, pair.two)["appliance_drops_total", "tun", "no-route"]
+    assert not ping(pair.client, "10.19.250.250", wait=1)
+    after = samples(pair, pair.two)
+    assert after["appliance_drops_total", "tun", "no-route"] == before + 1
+    (row,) = [it for it in json.loads(command(pair.two, "drops", "--json"))["drops"] if it["reason"] == "no-route"]
+    assert row["packets"] == before + 1
+    assert "neither a ServiceIP" in row["meaning"]
+    assert "no-route" in command(pair.two, "drops")
+
+
+def test_status_fits_a_screen(pair: Pair) -> None:
+    shown = command(pair.two, "status").splitlines()
+    assert shown[0] == "healthy, ready"
+    assert len(shown) <= 50
+    assert any(line.split()[:2] == ["connected", "yes"] for line in shown)
+
+
+def test_top_counts_what_goes_on(pair: Pair) -> None:
+    line = ["ip", "netns", "exec", pair.client.name, "ping", "-q", "-i", "0.01", "10.19.250.250"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL) as child:
+        try:
+            looks = [json.loads(it) for it in command(pair.two, "top", "--json", "--count", "2").splitlines()]
+        finally:
+            child.kill()
+    assert len(looks) == 2
+    assert looks[1]["workers"][0]["from container packets"] > 10
+    assert [it["reason"] for it in looks[1]["drops"]] == ["no-route"]
+
+
+def test_a_refused_reload_is_a_metric_until_one_succeeds(pair: Pair) -> None:
+    file = pair.one.directory / "appliance.toml"
+    right = file.read_text()
+    try:
+        file.write_text("tunnel.port = 0\n")
+        with pytest.raises(Exception, match=r"tunnel\.port: expected an integer"):
+            pair.one.api.reload()
+        assert samples(pair, pair.one)["appliance_config_last_reload_successful",] == 0
+    finally:
+        file.write_text(right)
+    pair.one.api.reload()
+    after = samples(pair, pair.one)
+    assert after["appliance_config_last_reload_successful",] == 1
+    assert after["appliance_reloads_total", "reload", "refused"] >= 1
+
+
+# --- Prometheus itself --------------------------------------------------------------------------
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Every query of the dashboard, and what each alert compares, by its title."""
+    for panel in json.loads((ROOT / "config/grafana.json").read_text())["panels"]:
+        for target in panel.get("targets", []):
+            expression = target["expr"].replace("$__rate_interval", "30s").replace("$node", ".*")
+            yield panel["title"], expression
+    for group in yaml.safe_load((ROOT / "config/alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            for part in rule["expr"].split(" and "):
+                yield rule["alert"], re.sub(r"\s*(==|>)\s*[\d.]+$", "", part)
+
+
+@contextmanager
+def prometheus(pair: Pair, directory: Path) -> Iterator[None]:
+    """A Prometheus on the hub that scrapes both nodes."""
+    targets = [f"{node.address}:{METRICS_PORT}" for node in (pair.one, pair.two)]
+    job = {"job_name": "edge", "scrape_interval": "1s", "static_configs": [{"targets": targets}]}
+    config = {"scrape_configs": [job], "rule_files": [str(ROOT / "config/alerts.yml")]}
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
+    line = ["ip", "netns", "exec", pair.world.hub.name, "prometheus", "--log.level=error"]
+    line += [f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
+    line += [f"--web.listen-address={HUB}:{PROMETHEUS_PORT}"]
+    with (directory / "log").open("wb") as log, subprocess.Popen(line, stdout=log, stderr=log) as child:
+        try:
+            yield
+        finally:
+            child.kill()
+
+
+def ask(pair: Pair, expression: str) -> list[Any]:
+    """The series of a query; none while the server is not ready."""
+    try:
+        _, body = get(pair.world.hub, f"http://{HUB}:{PROMETHEUS_PORT}/api/v1/query?query={quote(expression)}")
+    except OSError:
+        return []
+    answer = json.loads(body)
+    assert answer.get("status") == "success", (expression, answer)
+    return list(answer["data"]["result"])
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
+def test_promtool_accepts_alerts_and_metrics(pair: Pair) -> None:
+    rules = subprocess.run(["promtool", "check", "rules", ROOT / "config/alerts.yml"], capture_output=True, text=True)
+    assert rules.returncode == 0, rules.stdout + rules.stderr
+    _, body = page(pair, pair.one, "/metrics")
+    lint = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True)
+    assert (lint.returncode, lint.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus (Debian: prometheus)")
+def test_prometheus_has_data_for_every_query_of_dashboard_and_alerts(pair: Pair, tmp_path: Path) -> None:
+    """Also for round-trip times, for which a service of policy `closest` has to be known."""
+    with pair.closest() as address, prometheus(pair, tmp_path):
+        until(lambda: ping(pair.client, address), "the service answers")
+        waiting = dict.fromkeys(expressions())
+
+        def rest() -> bool:
+            for it in [it for it in waiting if ask(pair, it[1])]:
+                del waiting[it]
+            return not waiting
+
+        try:
+            until(rest, "every query has data", 30.0)
+        except AssertionError:
+            pytest.fail(f"no data: {list(waiting)}")
+        assert ask(pair, "up") != []
+        assert ask(pair, "ALERTS{severity='critical'}") == []
