@@ -112,6 +112,9 @@ def instance_options(command: Command) -> Command:
     return click.option("--service", required=True, help="Job name: app.namespace.service.namespace.")(command)
 
 
+PORT = click.IntRange(0, 65_535)
+
+
 def client(socket: Path | None) -> "Client":
     """A client of the API at a socket, or at the one that this node's configuration names."""
     from appliance.client import Client
@@ -322,6 +325,28 @@ def flows(socket: Path | None, as_json: bool) -> None:
     from appliance import screens
 
     emit({"flows": data}, as_json, lambda: screens.flows(data))
+
+
+@main.command()
+@click.argument("source")
+@click.argument("destination")
+@click.option("--protocol", default="tcp", show_default=True, help="tcp, udp, icmp, sctp or a number.")
+@click.option("--sport", type=PORT, default=40_000, show_default=True, help="Source port; of icmp, the identifier.")
+@click.option("--dport", type=PORT, default=80, show_default=True, help="Destination port.")
+@click.option("--size", type=click.IntRange(min=0), default=0, help="Bytes of the IP packet.  [default: the least]")
+@click.option("--fragmentable", is_flag=True, help="The packet may be fragmented (no DF).")
+@click.option("--from-node", metavar="ADDRESS", help="The node that it comes from.  [default: a container sends it]")
+@click.option("--ask", is_flag=True, help="Ask the cluster for what the tables lack, as the packet would.")
+@socket_option
+@json_option
+def trace(socket: Path | None, as_json: bool, **packet: Any) -> None:
+    """Show step by step what would happen to a packet from SOURCE to DESTINATION, by the live tables.
+
+    Nothing is sent and nothing is changed. The packet goes through the packet path itself, over a copy of the flows.
+    """
+    with one_line():
+        data = client(socket).trace({name: value for name, value in packet.items() if value is not None})
+    emit(data, as_json, lambda: "\n  ".join([f"{data['verdict']}: {data['packet']}", *data["steps"]]))
 
 
 @main.command()

@@ -68,6 +68,10 @@ class Client:
         """Where a name leads, and why."""
         return self._request("GET", f"/v1/names/{quote(name, safe='')}")
 
+    def trace(self, packet: dict[str, Any]) -> dict[str, Any]:
+        """What would happen to a packet (`source`, `destination`, `protocol`, `sport`, `dport` …), step by step."""
+        return self._request("POST", "/v1/trace", packet)
+
     def reload(self) -> list[str]:
         """Applies the configuration file and the static tables; the keys that changed."""
         return list(self._request("POST", "/v1/reload")["changed"])

@@ -24,7 +24,7 @@ from appliance.config import ConfigError
 from appliance.environment.attachment import NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.observe.flows import listing
-from appliance.supervisor import picture
+from appliance.supervisor import picture, tracing
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.monitor import Monitor
 from appliance.supervisor.nodeengine import NodeEngine
@@ -128,6 +128,7 @@ class Api:
         app.router.add_get("/v1/services", self.services)
         app.router.add_get("/v1/cluster", self.cluster)
         app.router.add_post("/v1/need", self.need)
+        app.router.add_post("/v1/trace", self.trace)
         app.router.add_get("/v1/resolve/{address}", self.resolve)
         app.router.add_get("/v1/names/{name}", self.name)
         Monitor(self._supervisor).add_routes(app.router)
@@ -169,6 +170,11 @@ class Api:
         """Something here is about to use a job: have its instances in the tables."""
         wanted = NeedRequest.model_validate_json(await request.read())
         return _reply({"job": wanted.job, "found": await self._supervisor.membership.need(wanted.job)})
+
+    async def trace(self, request: web.Request) -> web.Response:
+        """What would happen to a packet."""
+        wanted = tracing.TraceRequest.model_validate_json(await request.read())
+        return _reply(await tracing.trace(self._supervisor, wanted))
 
     async def resolve(self, request: web.Request) -> web.Response:
         """What an address is, asking the cluster if the tables lack it."""

@@ -25,7 +25,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,8 +113,9 @@ class WorkerPool:
             new_worker(i, cpu, tun.descriptors[i], sockets[i], config.workers.flows) for i, cpu in enumerate(cpus)
         ]
         self._handoff_ports = tuple(s.handoff_port for s in sockets)
-        self._sticky = segment.create("edge-sticky", sticky.SECTIONS)
-        self._seed = int.from_bytes(os.urandom(7), "little")
+        self._guests: list[Any] = []
+        self.sticky = segment.create("edge-sticky", sticky.SECTIONS)
+        self.seed = int.from_bytes(os.urandom(7), "little")
         self._offloads: dict[str, bool] = {}
         self._publisher: Publisher | None = None
         self._template: asyncio.subprocess.Process | None = None
@@ -135,7 +137,17 @@ class WorkerPool:
 
     def announced(self) -> Iterable[int]:
         """Epochs that the workers announced (the ``readers`` of the tables)."""
-        return (int(worker.counters[counters.ANNOUNCED]) for worker in self._workers)
+        words = (*(worker.counters for worker in self._workers), *self._guests)
+        return (int(it[counters.ANNOUNCED]) for it in words)
+
+    @contextmanager
+    def guest(self, words: Any) -> Iterator[None]:
+        """Within the block, whoever has these counters reads the tables too."""
+        self._guests.append(words)
+        try:
+            yield
+        finally:
+            self._guests = [it for it in self._guests if it is not words]
 
     async def start(self, publisher: Publisher, *, udp_gso: bool, coalesce: bool) -> None:
         """Start the template and all workers; returns when all run. Raises RuntimeError or TimeoutError."""
@@ -251,7 +263,7 @@ class WorkerPool:
             self._offloads["udp_gso"],
             self._offloads["coalesce"],
             self._handoff_ports,
-            self._seed,
+            self.seed,
             MODES[self._config.tunnel.learn_hosts],
             self._config.workers.busy_poll * 1_000,
         )
@@ -259,7 +271,7 @@ class WorkerPool:
         socks = worker.sockets
         fds = [tables, *(worker.fds[name] for name in ("records", "counters", "control", "misses")), worker.queue]
         fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, worker.reports.descriptor]
-        fds += [socks.fragmenting.fileno(), self._sticky]
+        fds += [socks.fragmenting.fileno(), self.sticky]
         fds += [sock.fileno() for sock in socks.sources]
         try:
             socket.send_fds(self._control, [spawn.encode()], fds)
@@ -333,6 +345,6 @@ class WorkerPool:
 
     def close(self) -> None:
         """Give up all memory and sockets of the workers."""
-        os.close(self._sticky)
+        os.close(self.sticky)
         for worker in self._workers:
             worker.close()

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from appliance.client import ApiError
 from tests.conftest import ROOT
 from tests.environment.netns import Netns
 from tests.supervisor.pair import METRICS_PORT, Pair
@@ -110,6 +111,36 @@ def test_a_refused_reload_is_a_metric_until_one_succeeds(pair: Pair) -> None:
     after = samples(pair, pair.one)
     assert after["appliance_config_last_reload_successful",] == 1
     assert after["appliance_reloads_total", "reload", "refused"] >= 1
+
+
+def test_trace_on_a_running_node(pair: Pair) -> None:
+    """Before the node knows the service, after it was asked for, and with the flow there."""
+    ours = pair.two.api.attachments()[0]["address_v4"]
+    with pair.service() as service:
+        line = ["trace", ours, service.address, "--protocol", "icmp", "--sport", "7", "--json"]
+        assert json.loads(command(pair.two, *line))["verdict"] == "held"
+        answer = json.loads(command(pair.two, *line, "--ask"))
+        assert (answer["verdict"], answer["certain"], answer["is_new"]) == ("sent", True, True)
+        assert answer["node"] == f"{pair.one.address}:50103"
+        assert answer["becomes"].endswith(service.namespace_ip)
+        assert ping(pair.client, service.address)
+        shown = command(pair.two, "trace", ours, "10.19.250.250").splitlines()
+        assert shown[0].startswith("no-route: tcp ")
+        assert any("the sender is told: tcp 10.19.250.250" in it for it in shown)
+    nobody = json.loads(command(pair.two, "trace", ours, "10.30.99.99", "--ask", "--json"))
+    assert nobody["verdict"] == "unknown-service"
+    spoofed = json.loads(command(pair.two, "trace", "10.19.1.1", ours, "--from-node", "192.0.2.77", "--json"))
+    assert spoofed["verdict"] == "unknown-peer"
+
+
+def test_a_trace_of_nonsense_is_one_line(pair: Pair) -> None:
+    for packet, said in (
+        ({"source": "x", "destination": "10.0.0.1"}, "source"),
+        ({"source": "10.0.0.1", "destination": "fc00::1"}, "destination: expected an address of the source's family"),
+        ({"source": "10.0.0.1", "destination": "10.0.0.2", "protocol": "smtp"}, "protocol: expected"),
+    ):
+        with pytest.raises(ApiError, match=said):
+            pair.one.api.trace(packet)
 
 
 # --- Prometheus itself --------------------------------------------------------------------------
