@@ -11,11 +11,11 @@ line on standard error and exit status 1; a wrong command line is status 2.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -347,6 +347,28 @@ def trace(socket: Path | None, as_json: bool, **packet: Any) -> None:
     with one_line():
         data = client(socket).trace({name: value for name, value in packet.items() if value is not None})
     emit(data, as_json, lambda: "\n  ".join([f"{data['verdict']}: {data['packet']}", *data["steps"]]))
+
+
+@main.command()
+@click.argument("file", type=click.File("wb"))
+@click.option("--host", "hosts", multiple=True, help="An end of the flow, under any of its addresses; at most twice.")
+@click.option("--port", "ports", type=PORT, multiple=True, help="A port of the flow; at most twice.")
+@click.option("--protocol", default="", help="tcp, udp, icmp or sctp.")
+@click.option("--drops", is_flag=True, help="Only packets that are dropped.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many packets.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="End after so long.")
+@socket_option
+def capture(file: BinaryIO, socket: Path | None, **wanted: Any) -> None:
+    """Write packets before and after translation to FILE (pcapng; "-": standard output), until interrupted.
+
+    There is an interface for each place where packets pass; comments tell worker, node, and why a packet was dropped.
+    `appliance capture - --host 10.18.0.2 | wireshark -k -i -` shows them as they come.
+    """
+    given = {name: value for name, value in wanted.items() if value not in (None, "", ())}
+    with one_line(), suppress(KeyboardInterrupt), client(socket).capture(given) as pieces:
+        for piece in pieces:
+            file.write(piece)
+            file.flush()
 
 
 @main.command()

@@ -17,7 +17,7 @@ train is one packet.
 import numpy as np
 from numba import njit
 
-from appliance.dataplane import error, flow, fragment, handed, libc, merge, misses, probe, rewrite, run
+from appliance.dataplane import capture, error, flow, fragment, handed, libc, merge, misses, probe, rewrite, run
 from appliance.dataplane.classify import ERROR, FRAGMENT, UDP, WHOLE, classify
 from appliance.dataplane.decide import host_of, inbound_flow, is_local
 from appliance.dataplane.memory import counters
@@ -93,7 +93,13 @@ def train(w, slot):
         counters(w)[FROM_WIRE + Drop.MALFORMED.value] += 1
     while at < length:
         if not probe.answer(w, slot, start + at, min(size, length - at)):
+            noted = np.int64(-1)
+            if w.state[0].capturing and not passed_on:
+                came = address_of(w.slots, start + at)
+                noted = capture.arrived(w, capture.FROM_NODE, came, min(size, length - at))
             packet(w, w.slots, start + at, min(size, length - at), passed_on, 0)
+            if noted >= 0:
+                capture.judged(w, noted)
         at += size
 
 

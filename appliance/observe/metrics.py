@@ -109,7 +109,7 @@ def _workers(workers: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
         (([index], it["restarts"]) for index, it in rows),
     )  # fmt: skip
     yield _labelled(
-        GaugeMetricFamily, "worker_heartbeat_age_seconds", "Time since the worker's last batch.", ["worker"],
+        GaugeMetricFamily, "worker_heartbeat_age_seconds", "Time since an awake worker's last batch.", ["worker"],
         (([index], it["silent"]) for index, it in rows),
     )  # fmt: skip
     yield _labelled(

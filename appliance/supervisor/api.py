@@ -11,6 +11,7 @@ import grp
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ from appliance.environment.attachment import NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.observe.flows import listing
 from appliance.supervisor import picture, tracing
+from appliance.supervisor.capturing import CaptureRequest, Capturing
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.monitor import Monitor
 from appliance.supervisor.nodeengine import NodeEngine
@@ -114,6 +116,7 @@ class Api:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._capturing = Capturing(supervisor)
 
     def application(self) -> web.Application:
         """The routes."""
@@ -129,9 +132,11 @@ class Api:
         app.router.add_get("/v1/cluster", self.cluster)
         app.router.add_post("/v1/need", self.need)
         app.router.add_post("/v1/trace", self.trace)
+        app.router.add_post("/v1/capture", self.capture)
         app.router.add_get("/v1/resolve/{address}", self.resolve)
         app.router.add_get("/v1/names/{name}", self.name)
         Monitor(self._supervisor).add_routes(app.router)
+        app.on_shutdown.append(self._capturing.stop)
         NodeEngine(self._supervisor).add_routes(app.router)
         return app
 
@@ -175,6 +180,21 @@ class Api:
         """What would happen to a packet."""
         wanted = tracing.TraceRequest.model_validate_json(await request.read())
         return _reply(await tracing.trace(self._supervisor, wanted))
+
+    async def capture(self, request: web.Request) -> web.StreamResponse:
+        """Packets as they pass, before and after translation: a pcapng stream, until its reader goes."""
+        wanted = CaptureRequest.model_validate_json(await request.read())
+        pieces = self._capturing.run(wanted, self._capturing.chosen(wanted))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-pcapng"})
+        await response.prepare(request)
+        async with aclosing(pieces):
+            with suppress(ConnectionError):
+                async for piece in pieces:
+                    if request.transport is None:  # its reader has gone
+                        break
+                    if piece:
+                        await response.write(piece)
+        return response
 
     async def resolve(self, request: web.Request) -> web.Response:
         """What an address is, asking the cluster if the tables lack it."""

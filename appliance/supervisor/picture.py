@@ -10,14 +10,15 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import __version__
-from appliance.observe.counters import HEARTBEAT, drops, snapshot
+from appliance.observe.counters import ANNOUNCED, HEARTBEAT, drops, snapshot
+from appliance.tables.publish import ASLEEP
 
 if TYPE_CHECKING:
     from appliance.supervisor.main import Supervisor
     from appliance.supervisor.workers import Worker
 
 SILENT_S: Final = 5.0
-"""A worker that has finished no batch for so long hangs: an idle one wakes up every ``limits.WAIT_NS``."""
+"""A worker that is awake, and has begun no batch for so long, hangs."""
 _SUMMARY = ("member", "node", "broker", "connected", "since", "last_error", "subnets", "ready", "jobs", "instances")
 
 
@@ -92,12 +93,14 @@ def _tables(supervisor: Supervisor, cluster: dict[str, Any]) -> dict[str, Any]:
 
 def _worker(worker: Worker, flows: int) -> dict[str, Any]:
     heartbeat = int(worker.counters[HEARTBEAT])
+    is_asleep = int(worker.counters[ANNOUNCED]) == ASLEEP
+    silent = 0.0 if is_asleep else max(0.0, time.monotonic() - heartbeat / 1e9)
     return {
         "index": worker.index,
         "pid": worker.pid,
         "cpu": worker.cpu,
         "restarts": max(0, worker.restarts),
-        "silent": round(max(0.0, time.monotonic() - heartbeat / 1e9), 3),
+        "silent": round(silent, 3),
         "flows": flows,
         "heartbeat_ns": heartbeat,
         "counters": snapshot(worker.counters),

@@ -64,6 +64,7 @@ class Worker:
     records: Any
     counters: Any
     control: Any
+    messages: Any
     reports: reports.Reports
     wake: int
     pid: int = 0
@@ -100,7 +101,7 @@ def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: 
     records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
     counts[counters.ANNOUNCED] = ASLEEP
     wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    return Worker(index, cpu, queue, sockets, fds, records, counts, control, reports.Reports(ring), wake)
+    return Worker(index, cpu, queue, sockets, fds, records, counts, control, ring, reports.Reports(ring), wake)
 
 
 class WorkerPool:
@@ -139,6 +140,11 @@ class WorkerPool:
         """Epochs that the workers announced (the ``readers`` of the tables)."""
         words = (*(worker.counters for worker in self._workers), *self._guests)
         return (int(it[counters.ANNOUNCED]) for it in words)
+
+    def wake(self) -> None:
+        """Have every worker begin a batch, whether it has packets or not."""
+        for worker in self._workers:
+            os.eventfd_write(worker.wake, 1)
 
     @contextmanager
     def guest(self, words: Any) -> Iterator[None]:

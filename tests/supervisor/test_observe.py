@@ -8,7 +8,8 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -16,9 +17,12 @@ from urllib.parse import quote
 
 import pytest
 import yaml
+from pcapng import FileScanner
+from pcapng.blocks import EnhancedPacket
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.client import ApiError
+from appliance.observe import packets
 from tests.conftest import ROOT
 from tests.environment.netns import Netns
 from tests.supervisor.pair import METRICS_PORT, Pair
@@ -141,6 +145,59 @@ def test_a_trace_of_nonsense_is_one_line(pair: Pair) -> None:
     ):
         with pytest.raises(ApiError, match=said):
             pair.one.api.trace(packet)
+
+
+@contextmanager
+def capture(node: Node, file: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`appliance capture`, which has begun; it ends with the block."""
+    line = [sys.executable, "-m", "appliance", "capture", str(file), "--socket", str(node.socket), *options]
+    with subprocess.Popen(line, cwd=ROOT) as child:
+        try:
+            until(lambda: file.exists() and file.stat().st_size > 0, "the capture has begun", 20.0)
+            yield child
+        finally:
+            child.kill()
+
+
+def test_a_capture_shows_both_sides_of_a_translation(pair: Pair, tmp_path: Path) -> None:
+    file = tmp_path / "flow.pcapng"
+    ours = pair.two.api.attachments()[0]["address_v4"]
+    with pair.service() as service:
+        until(lambda: ping(pair.client, service.address), "the service answers")
+        with capture(pair.two, file, "--host", ours, "--host", service.address, "--count", "4") as child:
+            with pytest.raises(ApiError, match="one at a time"), pair.two.api.capture({}):
+                pass
+            assert not ping(pair.client, "10.19.250.250", wait=1), "of another flow: not captured"
+            assert ping(pair.client, service.address)
+            assert child.wait(20) == 0
+    found = [it for it in FileScanner(file.open("rb")) if isinstance(it, EnhancedPacket)]
+    ends = {(it.interface_id, packets.read(it.packet_data).destination) for it in found}  # type: ignore[union-attr]
+    assert {number for number, _ in ends} == {0, 1, 2, 3}
+    assert (0, ip_address(service.address)) in ends
+    assert (1, ip_address(service.namespace_ip)) in ends
+    if shutil.which("tshark"):
+        fields = ["-T", "fields", "-e", "frame.interface_name", "-e", "ip.dst", "-e", "frame.comment"]
+        shown = subprocess.run(["tshark", "-r", file, *fields], capture_output=True, text=True, check=True).stdout
+        lines = [line.split("\t") for line in shown.splitlines()]
+        assert ["from-container", service.address, "worker 0"] in lines
+        assert ["to-node", service.namespace_ip, f"worker 0; to node {pair.one.address}:50103"] in lines
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="needs tshark")
+def test_tshark_is_here() -> None:
+    """Its part of the test above ran."""
+
+
+def test_a_capture_that_is_left_ends_and_gives_its_memory_back(pair: Pair, tmp_path: Path) -> None:
+    with capture(pair.two, tmp_path / "drops.pcapng", "--drops"):
+        pass
+
+    def again() -> bool:
+        with suppress(ApiError), pair.two.api.capture({"seconds": 0.1}) as pieces:
+            return len(b"".join(pieces)) > 0
+        return False
+
+    until(again, "the next capture may begin")
 
 
 # --- Prometheus itself --------------------------------------------------------------------------
