@@ -41,9 +41,13 @@ class Deferred(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """The context of the real command, which click then invokes."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+    def load(self) -> click.Command:
+        """The real command."""
         module, attribute = self._target.split(":")
         command: click.Command = getattr(import_module(module), attribute)
-        return command.make_context(info_name, args, parent, **extra)
+        return command
 
 
 @contextmanager
@@ -227,6 +231,31 @@ def print_schema() -> None:
     click.echo(json.dumps(schema(), indent=2))
 
 
+@config.command("diff")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path), default=DEFAULT_PATH)
+@json_option
+def diff_configs(old: Path, new: Path, as_json: bool) -> None:
+    """Show which keys have another value in NEW than in OLD, and whether a reload would apply them."""
+    from appliance.config import differences, is_reloadable
+    from appliance.config_text import toml_value
+
+    with one_line():
+        before, after = load(old), load(new)
+    dumped = [it.model_dump(mode="json") for it in (before, after)]
+    rows = []
+    for change in differences(before, after):
+        section, name = change.key.split(".")
+        was, now = (it[section][name] for it in dumped)
+        rows.append({"key": change.key, "old": was, "new": now, "reloadable": is_reloadable(change.key)})
+    lines = [
+        f"{it['key']}: {toml_value(it['old'])} → {toml_value(it['new'])}"
+        f" ({'reloadable' if it['reloadable'] else 'needs restart'})"
+        for it in rows
+    ]
+    emit({"differences": rows}, as_json, lambda: "\n".join(lines) or "no difference")
+
+
 @config.command("example")
 def print_example() -> None:
     """Print a configuration file with every key explained, at its default."""
@@ -369,6 +398,56 @@ def capture(file: BinaryIO, socket: Path | None, **wanted: Any) -> None:
         for piece in pieces:
             file.write(piece)
             file.flush()
+
+
+@main.command()
+@config_option
+@socket_option
+@json_option
+def doctor(config_path: Path, socket: Path | None, as_json: bool) -> None:
+    """Look at what this node needs (kernel, capabilities, offloads, paths, broker …), and say how to mend it.
+
+    The exit status is 1 if something is wrong; warnings leave it 0.
+    """
+    from appliance import screens
+    from appliance.client import ApiError, Client
+    from appliance.doctor import examine
+
+    with one_line():
+        settings = load(config_path)
+    try:
+        data, why = Client(socket or settings.api.socket).status(), ""
+    except ApiError as error:
+        data, why = None, str(error)
+    findings = [asdict(it) for it in examine(settings, data, why)]
+    emit({"findings": findings}, as_json, lambda: screens.table("findings", findings))
+    sys.exit(any(it["state"] == "wrong" for it in findings))
+
+
+@main.command("cli-reference", hidden=True)
+def cli_reference() -> None:
+    """Print docs/cli.md."""
+    from appliance.reference import reference
+
+    click.echo(reference(main), nl=False)
+
+
+@main.group()
+def profile() -> None:
+    """See where a process of the appliance spends its time."""
+
+
+@profile.command("supervisor")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--seconds", type=click.IntRange(min=1), default=10, show_default=True, help="How long to look.")
+@config_option
+def profile_supervisor(file: Path, seconds: int, config_path: Path) -> None:
+    """Sample the supervisor with py-spy, and write a flame graph (SVG) to FILE. Needs root."""
+    from appliance.profiling import record
+
+    with one_line():
+        settings = load(config_path)
+        record(settings.api.socket, file, seconds)
 
 
 @main.command()

@@ -97,6 +97,33 @@ def test_a_wrong_configuration_stops_a_command(command: str, tmp_path: Path) -> 
     assert result.stderr == (f"{tmp_path}/none: file: expected a readable file, got No such file or directory\n")
 
 
+def test_config_diff_says_what_a_reload_would_apply(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("")
+    new.write_text("log.level = 'debug'\ntunnel.port = 50104\n")
+    assert call("config", "diff", str(old), str(new)).output.splitlines() == [
+        "tunnel.port: 50103 → 50104 (needs restart)",
+        'log.level: "info" → "debug" (reloadable)',
+    ]
+    assert call("config", "diff", str(old), str(old)).output == "no difference\n"
+    (first, _) = json.loads(call("config", "diff", "--json", str(old), str(new)).output)["differences"]
+    assert first == {"key": "tunnel.port", "old": 50103, "new": 50104, "reloadable": False}
+
+
+def test_the_command_reference_is_current() -> None:
+    """`make cli` writes it."""
+    assert (ROOT / "docs/cli.md").read_text() == call("cli-reference").output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_comes_with_the_command(shell: str) -> None:
+    line = [str(Path(sys.executable).with_name("appliance"))]
+    environment = {**os.environ, "_APPLIANCE_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert "appliance" in done.stdout
+    assert "_APPLIANCE_COMPLETE" in done.stdout
+
+
 def test_version_names_the_appliance_and_its_kernel() -> None:
     data = json.loads(call("version", "--json").output)
     assert (data["appliance"], data["kernel"]) == (__version__, os.uname().release)

@@ -33,6 +33,7 @@ async def status(supervisor: Supervisor) -> dict[str, Any]:
         "offloads": {name: offload.reply() for name, offload in supervisor.offloads.items()},
         "tables": _tables(supervisor, cluster),
         "cluster": {name: cluster[name] for name in _SUMMARY if name in cluster},
+        "peers": cluster["peers"],
         "naming": naming,
         "upkeep": supervisor.upkeep.status(),
         "attachments": len(supervisor.environment.attachments()),

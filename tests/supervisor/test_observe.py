@@ -200,6 +200,19 @@ def test_a_capture_that_is_left_ends_and_gives_its_memory_back(pair: Pair, tmp_p
     until(again, "the next capture may begin")
 
 
+def test_doctor_finds_a_well_node_well_and_names_what_is_not(pair: Pair) -> None:
+    file = str(pair.two.directory / "appliance.toml")
+    place = ["ip", "netns", "exec", pair.two.namespace.name, sys.executable, "-m", "appliance", "doctor", "-c", file]
+    line = [*place, "--socket", str(pair.two.socket), "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+    findings = {it["check"]: it for it in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 0, done.stdout
+    for check in ("kernel", "TUN", "capabilities", "broker", "node", "udp_gso", "path MTU", "cluster"):
+        assert findings[check]["state"] in ("ok", "warning"), findings[check]
+    done = subprocess.run([*place, "--socket", "/none"], capture_output=True, text=True, cwd=ROOT)
+    assert "no socket /none: the appliance is not running" in done.stdout
+
+
 # --- Prometheus itself --------------------------------------------------------------------------
 
 
@@ -235,8 +248,10 @@ def prometheus(pair: Pair, directory: Path) -> Iterator[None]:
 def ask(pair: Pair, expression: str) -> list[Any]:
     """The series of a query; none while the server is not ready."""
     try:
-        _, body = get(pair.world.hub, f"http://{HUB}:{PROMETHEUS_PORT}/api/v1/query?query={quote(expression)}")
+        status, body = get(pair.world.hub, f"http://{HUB}:{PROMETHEUS_PORT}/api/v1/query?query={quote(expression)}")
     except OSError:
+        return []
+    if status == 503:
         return []
     answer = json.loads(body)
     assert answer.get("status") == "success", (expression, answer)
