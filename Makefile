@@ -7,10 +7,10 @@ WARM := .cache/warm
 COMPILED := appliance/limits.py appliance/observe/counters.py appliance/supervisor/warm.py \
   $(shell find appliance/dataplane appliance/tables -name '*.py')
 
-.PHONY: help lab test check perf sequences config cli warm venv packages clean
+.PHONY: help lab test check perf perf-smoke sequences config cli warm venv packages clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
 
 lab: $(WARM) ## a cluster, two nodes, one service with an instance on each, a client that calls it
 	$(BIN)/appliance lab demo
@@ -24,6 +24,9 @@ check: $(INSTALLED) ## ruff and mypy
 
 perf: $(WARM) ## direct routing, kernel VXLAN and the appliance, side by side; PERF=--quick
 	$(BIN)/python -m perf run $(PERF)
+
+perf-smoke: $(WARM) ## fail if the appliance lost a fifth of its speed against VXLAN; PERF=--slow=spin shows that it would
+	$(BIN)/python -m perf smoke $(PERF)
 
 sequences: $(WARM) ## docs/sequences.md, from what a lab's nodes and cluster say to each other
 	$(BIN)/python -m appliance.lab.trace > docs/sequences.new && mv docs/sequences.new docs/sequences.md

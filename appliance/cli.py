@@ -143,6 +143,7 @@ main.add_command(Deferred("lab", "appliance.lab.cli:lab", "A network of several 
 for _name, _help in (
     ("cluster", "The cluster service manager: subnets, services, and who needs to know of them."),
     ("deploy", "Deploy the services that FILE describes, or change them to what it says."),
+    ("diff", "Show what deploying FILE would change."),
     ("undeploy", "Remove a service from the cluster."),
     ("services", "Show the cluster's services with their addresses and instances."),
 ):
@@ -272,6 +273,7 @@ def print_example() -> None:
 @click.option("--netns", help="Name of the network namespace (ip netns).")
 @click.option("--pid", type=click.IntRange(min=1), help="A process in the network namespace.")
 @click.option("--path", help="File of the network namespace, such as /proc/123/ns/net.")
+@click.option("--ports", default="", help="Ports of the node that lead to it, such as '8080:80;5353:53/udp'.")
 @socket_option
 @json_option
 def attach(
@@ -280,6 +282,7 @@ def attach(
     netns: str | None,
     pid: int | None,
     path: str | None,
+    ports: str,
     socket: Path | None,
     as_json: bool,
 ) -> None:
@@ -288,7 +291,7 @@ def attach(
     if len(given) != 1:
         raise click.UsageError("expected exactly one of --netns, --pid and --path")
     with one_line():
-        attachment = client(socket).attach(service, instance, given)
+        attachment = client(socket).attach(service, instance, given, ports)
     emit(attachment, as_json, lambda: _fields(attachment))
 
 
@@ -495,6 +498,69 @@ def reload(socket: Path | None, as_json: bool) -> None:
     with one_line():
         changed = client(socket).reload()
     emit({"changed": changed}, as_json, lambda: "\n".join(changed) or "nothing changed")
+
+
+@main.command()
+@config_option
+@click.option("--processes", is_flag=True, help="Only end what a supervisor that is gone has left running.")
+@click.option("--purge", is_flag=True, help="Also remove what was to survive a reboot, and the compiled packet path.")
+@json_option
+def cleanup(config_path: Path, processes: bool, purge: bool, as_json: bool) -> None:
+    """Remove all that the appliance made on this node, and nothing else; connections end."""
+    from appliance import cleanup as cleaning
+    from appliance.environment.errors import EnvironmentError_
+    from appliance.supervisor.errors import StartError
+
+    with one_line():
+        config = load(config_path)
+    try:
+        removed = cleaning.processes(config) if processes else cleaning.everything(config, purge=purge)
+    except (StartError, EnvironmentError_, OSError) as error:
+        click.echo(f"appliance: {error}", err=True)
+        sys.exit(1)
+    emit({"removed": removed}, as_json, lambda: "\n".join(removed) or "nothing was there")
+
+
+RESTART_S = 60.0
+"""Seconds that a restart may take; a busy machine needs a few."""
+
+
+@main.command()
+@click.option("--workers", is_flag=True, help="Replace the workers instead, one at a time.")
+@socket_option
+@json_option
+def restart(workers: bool, socket: Path | None, as_json: bool) -> None:
+    """Restart the supervisor, as after an upgrade: workers, flows and connections go on."""
+    api = client(socket)
+    with one_line():
+        if workers:
+            renewed = api.renew_workers()
+            lines = [f"worker {it['index']} {it['pid']}" for it in renewed]
+            emit({"workers": renewed}, as_json, lambda: "\n".join(lines))
+            return
+        started = _await_restart(api)
+    emit(started, as_json, lambda: f"supervisor {started['pid']} version {started['version']}")
+
+
+def _await_restart(api: "Client") -> dict[str, Any]:
+    """Restarts the supervisor; the node's status when it is back. Raises ApiError if it does not come."""
+    import time
+
+    from appliance.client import ApiError
+
+    before = api.status()["node"]
+    api.restart()
+    deadline = time.monotonic() + RESTART_S
+    while True:
+        time.sleep(0.05)
+        try:
+            node: dict[str, Any] = api.status()["node"]
+        except ApiError:
+            if time.monotonic() > deadline:
+                raise
+            continue
+        if node["started"] != before["started"]:
+            return node
 
 
 def _fields(data: dict[str, Any]) -> str:

@@ -89,6 +89,14 @@ class Client:
         finally:
             connection.close()
 
+    def restart(self) -> int:
+        """Has the supervisor execute itself anew; its process id, which stays."""
+        return int(self._request("POST", "/v1/restart")["pid"])
+
+    def renew_workers(self) -> list[dict[str, Any]]:
+        """Has the workers replaced one at a time; the new ones."""
+        return list(self._request("POST", "/v1/workers/renew")["workers"])
+
     def reload(self) -> list[str]:
         """Applies the configuration file and the static tables; the keys that changed."""
         return list(self._request("POST", "/v1/reload")["changed"])
@@ -97,9 +105,12 @@ class Client:
         """The containers that are attached."""
         return list(self._request("GET", "/v1/attachments")["attachments"])
 
-    def attach(self, service: str, instance: int, namespace: dict[str, str | int]) -> dict[str, Any]:
-        """Joins a namespace (`{"netns": …}`, `{"pid": …}` or `{"path": …}`); its interface and addresses."""
-        body = {"service": service, "instance": instance, **namespace}
+    def attach(
+        self, service: str, instance: int, namespace: dict[str, str | int], ports: str = ""
+    ) -> dict[str, Any]:
+        """Joins a namespace (`{"netns": …}`, `{"pid": …}` or `{"path": …}`), with ports of the node that lead to it
+        (``8080:80/tcp;53/udp``); its interface and addresses."""
+        body = {"service": service, "instance": instance, "ports": ports, **namespace}
         return self._request("POST", "/v1/attachments", body)
 
     def detach(self, service: str, instance: int) -> None:

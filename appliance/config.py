@@ -197,6 +197,12 @@ InterfaceName = Annotated[
     _matching(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{INTERFACE_NAME_MAX - 1}}}"),
     Wanted(f"an interface name of 1 to {INTERFACE_NAME_MAX} letters, digits, '_', '-' or '.'"),
 ]
+InterfaceNames = Annotated[
+    tuple[InterfaceName, ...], Field(strict=False), Wanted("an array of interface names such as eth0")
+]
+TableName = Annotated[
+    str, _matching("[A-Za-z][A-Za-z0-9_-]{0,30}"), Wanted("a name of up to 31 letters, digits, '_' or '-'")
+]
 GroupName = Annotated[str, _matching(r"([a-z_][a-z0-9_-]{0,31})?"), Wanted('the name of a group, or ""')]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Wanted("an absolute path")]
 OptionalPath = Annotated[Path | Literal[""], BeforeValidator(_absolute_or_none), Wanted('an absolute path, or ""')]
@@ -312,6 +318,24 @@ class Network(Section):
     services: Ranges = _key(["10.30.0.0/16", "fdff::/16"], "Ranges of ServiceIPs; each lies inside a range of overlay.")
 
 
+class Firewall(Section):
+    """nftables rules of this node: exposed ports, and the containers' way out. Others' tables are left alone."""
+
+    table: TableName = _key("edge-appliance", "Name of our table (family inet).")
+    egress: bool = _key(
+        True, "Containers reach networks outside the overlay, with the uplink's address.", reloadable=True
+    )
+    uplinks: InterfaceNames = _key(
+        [], "Links that containers go out by. Empty: every link but our own.", reloadable=True
+    )
+    accept: bool = _key(
+        True,
+        "Accept our own links in forward chains of others (Docker, firewalld, ufw) that drop by default; a packet that "
+        "any table drops is lost.",
+        reloadable=True,
+    )
+
+
 class Workers(Section):
     """Processes that carry packets."""
 
@@ -332,6 +356,9 @@ class Workers(Section):
         le=1000,
     )
     flows: int = _key(65536, "Flows that each worker remembers.", unit="flows a worker", ge=1024, le=16_777_216)
+    user: UserName = _key(
+        "", "User that the workers run as. Empty: edge-appliance if there is one, else a number that nobody has."
+    )
 
 
 class Offload(Section):
@@ -406,7 +433,9 @@ class Naming(Section):
     extra_zones: ZoneNames = _key([], "Further domains with the same names.", reloadable=True)
     port: int = _key(53, "Port on the bridge's addresses, UDP and TCP.", ge=1, le=65535)
     mdns: bool = _key(True, "Answer on mDNS too, where zone is local.")
-    user: UserName = _key("", "User that the resolver runs as. Empty: root without any capability.")
+    user: UserName = _key(
+        "", "User that the resolver runs as. Empty: edge-appliance if there is one, else a number that nobody has."
+    )
     ttl: int = _key(5, "How long an answer counts.", unit="seconds", reloadable=True, ge=0, le=86400)
     ttl_down: int = _key(
         1, "How long an answer counts while no instance is up.", unit="seconds", reloadable=True, ge=0, le=86400
@@ -480,6 +509,7 @@ class Config(Section):
     node: Node = Node()
     tunnel: Tunnel = Tunnel()
     network: Network = Network()
+    firewall: Firewall = Firewall()
     workers: Workers = Workers()
     offload: Offload = Offload()
     tables: Tables = Tables()

@@ -155,4 +155,15 @@ def name(data: dict[str, Any]) -> str:
     lines += [f"record {record}" for record in data.get("records", [])]
     for service in data.get("behind", []):
         lines.append(f"service {service['address']} policy {service['policy']} of {', '.join(service['backends'])}")
+        lines += _choice(service)
     return "\n".join(lines)
+
+
+def _choice(service: Mapping[str, Any]) -> Iterable[str]:
+    """Who behind a ServiceIP may be next."""
+    for it in service.get("instances", []):
+        place = "this node" if it["local"] else it["node"]
+        who = f"{it['instance'] or '?'} at {it['address']} on {place}"
+        yield f"  {who}: {it['state']}, weight {it['weight']}, {it['share']:.0%} of new flows"
+    if "next" in service:
+        yield f"  next {service['next'] or 'any of these'}: {service['order']}"

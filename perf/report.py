@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from perf.compare import CONFIDENCE, Change
 from perf.results import BASELINE, Memory, Result, Spread
 from perf.scenarios import SCENARIOS
 from perf.thresholds import SYSTEM, Verdict, judge
@@ -89,17 +90,37 @@ def _outcome(verdict: Verdict) -> tuple[str, str]:
     return f"{verdict.value.median:.2f}", "met" if verdict.met else "missed"
 
 
+def changes(found: Iterable[Change]) -> Grid:
+    """A row a metric and system that two results have; `×` marks ratios to the baseline."""
+    head = ("", "system", "before", "after", "change", "verdict")
+    return Grid(f"changes, {CONFIDENCE:.0%} intervals; × of {BASELINE}", head, tuple(map(_changed, found)))
+
+
+def _changed(it: Change) -> tuple[str, ...]:
+    digits, unit = (2, "×") if it.relative else (it.metric.digits, it.metric.unit)
+    what = f"{it.scenario.sentence}, {it.metric.title}, {unit}"
+    factor = NOTHING
+    if it.factor is not None:
+        factor = f"{it.factor.median - 1:+.1%} ({it.factor.low - 1:+.1%} to {it.factor.high - 1:+.1%})"
+    return what, it.system, _number(it.before, digits), _number(it.after, digits), factor, it.verdict
+
+
 def show(console: Console, result: Result) -> None:
     """Prints the tables, and what failed."""
     for grid in grids(result):
-        table = Table(*(escape(word) for word in grid.head), title=grid.title, title_justify="left")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in grid.rows:
-            table.add_row(*(escape(cell) for cell in row))
-        console.print(table)
+        print_grid(console, grid)
     for sample in result.failures():
         console.print(f"[red]failed[/]: {sample.scenario} on {sample.system}: {escape(sample.error)}")
+
+
+def print_grid(console: Console, grid: Grid) -> None:
+    """Prints one table."""
+    table = Table(*(escape(word) for word in grid.head), title=grid.title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in grid.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
 
 
 def markdown(result: Result) -> str:

@@ -86,9 +86,13 @@ class Result(_Record):
 
     def ratio(self, scenario: str, system: str, metric: str) -> "Spread | None":
         """A metric relative to the baseline's of the same repeat, None without a pair."""
+        return spread(self.ratios(scenario, system, metric).values())
+
+    def ratios(self, scenario: str, system: str, metric: str) -> dict[int, float]:
+        """A metric relative to the baseline's of the same repeat, by repeat."""
         base = self.values(scenario, BASELINE, metric)
         own = self.values(scenario, system, metric)
-        return spread(own[repeat] / base[repeat] for repeat in own if base.get(repeat))
+        return {repeat: own[repeat] / base[repeat] for repeat in own if base.get(repeat)}
 
     def failures(self) -> list[Sample]:
         """Samples without values."""

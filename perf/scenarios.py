@@ -4,9 +4,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from perf import offload, topology
-from perf.load import iperf
+from perf.load import iperf, ports
 from perf.load.tool import ToolError, end
 from perf.meter import Used, metered
 from perf.topology import FRAME_MAX, Path
@@ -15,7 +16,12 @@ UDP_PAYLOAD = 64
 """Bytes of payload in a small packet."""
 UDP_FLOWS = 64
 """Flows in turns, a packet each: no two neighbouring packets belong together, so that none can be batched by flow."""
-UDP_PORT, TCP_PORT = 5302, 5303
+
+OPEN_RATE = 5_000
+"""Requests a second with open-loop arrival: a load that every system here bears, so that the tail shows, not a
+queue."""
+CONNECTION_PACKETS = 6
+"""SYN, SYN-ACK, ACK, the byte and the server's FIN, the reset."""
 
 Values = dict[str, float]
 Load = Callable[[Path, list[int], int], Values]
@@ -42,6 +48,8 @@ class Scenario:
     metrics: tuple[Metric, ...]
     load: Load
     conditions: Callable[[Path], AbstractContextManager[None]] = lambda _path: nullcontext()
+    v6: bool = False
+    """Whether it needs a system that carries IPv6."""
 
     def measure(self, path: Path, workers: list[int], seconds: int) -> Values:
         """One sample. Raises ToolError, NetError."""
@@ -80,11 +88,11 @@ def tcp_cut(path: Path, workers: list[int], seconds: int) -> Values:
     return values
 
 
-def udp(path: Path, workers: list[int], seconds: int, *, flows: int = 1) -> Values:
-    """Packets that arrive of as many as one core can send, and what a million of them cost."""
-    load = (path.address_v4, UDP_PORT, UDP_PAYLOAD, seconds, flows)
+def udp(path: Path, workers: list[int], seconds: float, *, flows: int = 1, rate: float = 0) -> Values:
+    """Packets that arrive of so many a second, or of as many as one core can send; what a million cost."""
+    load = (path.address_v4, ports.UDP, UDP_PAYLOAD, seconds, flows, rate)
     with (
-        end(path.server, "udp-sink", str(UDP_PORT)).expect(b"ready") as sink,
+        end(path.server, "udp-sink", str(ports.UDP)).expect(b"ready") as sink,
         end(path.client, "udp-generator", *map(str, load)) as source,
     ):
         source.expect(b"ready")
@@ -98,6 +106,8 @@ def udp(path: Path, workers: list[int], seconds: int, *, flows: int = 1) -> Valu
     return {
         "received_kpps": received["packets"] / received["seconds"] / 1e3,
         "offered_kpps": sent["packets"] / sent["seconds"] / 1e3,
+        "reordered": received["reordered"],
+        **{f"{rank}_us": value for rank, value in received["latency"].items()},
         "loss_percent": 100 * (1 - received["packets"] / sent["packets"]),
         **costs(used, "mpkt", received["packets"] / 1e6),
     }
@@ -105,9 +115,9 @@ def udp(path: Path, workers: list[int], seconds: int, *, flows: int = 1) -> Valu
 
 def request_response(path: Path, workers: list[int], seconds: int) -> Values:
     """Round trips of one byte over TCP, one after the other."""
-    with end(path.server, "tcp-server", str(TCP_PORT)).expect(b"ready") as server:
+    with end(path.server, "tcp-server", str(ports.TCP)).expect(b"ready") as server:
         server.go()
-        with end(path.client, "tcp-client", path.address_v4, str(TCP_PORT), f"{seconds}") as client:
+        with end(path.client, "tcp-client", path.address_v4, str(ports.TCP), f"{seconds}") as client:
             client.expect(b"ready")
             with metered(workers) as used:
                 exchanged = client.go().result(seconds)
@@ -115,6 +125,46 @@ def request_response(path: Path, workers: list[int], seconds: int) -> Values:
         **{f"{rank}_us": value for rank, value in exchanged["percentiles"].items()},
         "per_s": exchanged["exchanges"] / exchanged["seconds"],
         **costs(used, "mpkt", 2 * exchanged["exchanges"] / 1e6),
+    }
+
+
+def open_answers(path: Path, seconds: float, rate: float, workers: list[int] | None = None) -> dict[str, Any]:
+    """What a client with open-loop arrival says (`perf.load.openloop.Answered`), with the processor time under
+    `used`."""
+    with end(path.server, "open-server", str(ports.UDP)).expect(b"ready") as server:
+        server.go()
+        arguments = (path.address_v4, str(ports.UDP), f"{seconds}", f"{rate}")
+        with end(path.client, "open-client", *arguments) as client:
+            client.expect(b"ready")
+            with metered(workers or []) as used:
+                answered = client.go().result(seconds)
+    return {**answered, "used": used}
+
+
+def open_loop(path: Path, workers: list[int], seconds: int) -> Values:
+    """Response times of small UDP requests that arrive whether or not earlier ones were answered."""
+    answered = open_answers(path, seconds, OPEN_RATE, workers)
+    return {
+        **{f"{rank}_us": value for rank, value in answered["percentiles"].items()},
+        "loss_percent": 100 * answered["lost"] / answered["requests"],
+        **{f"late_{rank}_us": value for rank, value in answered["late"].items()},
+        **costs(answered["used"], "mpkt", 2 * answered["requests"] / 1e6),
+    }
+
+
+def connections(path: Path, workers: list[int], seconds: int) -> Values:
+    """New TCP connections, one after the other."""
+    with end(path.server, "connect-server", str(ports.TCP)).expect(b"ready") as server:
+        server.go()
+        with end(path.client, "connect-client", path.address_v4, str(ports.TCP), f"{seconds}") as client:
+            client.expect(b"ready")
+            with metered(workers) as used:
+                made = client.go().result(seconds)
+    return {
+        "per_s": made["connections"] / made["seconds"],
+        "failed": made["failed"],
+        **{f"{rank}_us": value for rank, value in made["percentiles"].items()},
+        **costs(used, "mpkt", CONNECTION_PACKETS * made["connections"] / 1e6),
     }
 
 
@@ -151,7 +201,7 @@ SCENARIOS = (
         tcp_cut,
         lambda _path: topology.cutting_underlay(),
     ),
-    Scenario("tcp1-v6", "TCP, one stream, IPv6", BULK, partial(tcp, v6=True)),
+    Scenario("tcp1-v6", "TCP, one stream, IPv6", BULK, partial(tcp, v6=True), v6=True),
     Scenario("udp64", f"UDP, {UDP_PAYLOAD} bytes, one flow", PACKETS, udp),
     Scenario(
         "udp64-flows",
@@ -164,5 +214,21 @@ SCENARIOS = (
         "TCP, one byte there and back, median",
         (Metric("p50_us", "median", "µs"), Metric("p99_us", "99 %", "µs")),
         request_response,
+    ),
+    Scenario(
+        "open",
+        f"UDP, {OPEN_RATE:,} requests/s with open-loop arrival, median",
+        (
+            Metric("p50_us", "median", "µs"),
+            Metric("p99_us", "99 %", "µs"),
+            Metric("p99.9_us", "99.9 %", "µs"),
+        ),
+        open_loop,
+    ),
+    Scenario(
+        "connect",
+        "TCP, new connections one after the other, a second",
+        (Metric("per_s", "connections", "/s", 0), Metric("p99_us", "99 %", "µs")),
+        connections,
     ),
 )

@@ -3,7 +3,7 @@
     eaperf-direct2  eaperf-vxlan2  eaperf-client2     eaperf-direct1  eaperf-vxlan1  eaperf-web0
          eth0           eth0           eth0                eth0           eth0          eth0
           │              │              │                   │              │             │        MTU 1450
-      br-direct       br-vxlan       edge-br0           br-direct       br-vxlan      edge-br0
+        br-91          br-92         edge-br0             br-91          br-92        edge-br0
     ┌─────┴──────────────┴──────────────┴─────┐       ┌─────┴──────────────┴─────────────┴──────┐
     │ eaperf-node2    clients          uplink │       │ uplink          servers    eaperf-node1 │
     └─────────────────────────────────────┬───┘       └───┬─────────────────────────────────────┘
@@ -77,6 +77,7 @@ class Path:
     server: str
     address_v4: str
     address_v6: str
+    """Empty where the system carries no IPv6."""
 
 
 def build(settings: Iterable[Setting], report: Callable[[str], None], *, appliance: bool) -> None:
@@ -88,30 +89,31 @@ def build(settings: Iterable[Setting], report: Callable[[str], None], *, applian
         network.build(PLAN)
 
 
-def join(system: str, number: int) -> Path:
+def join(system: str, number: int, mtu: int = INNER_MTU) -> Path:
     """A client and a server container for a system of this number, and nodes that forward. Raises
     NetError."""
     for node in PLAN.nodes:
         net.sysctl(node.namespace, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-    client = add_container(CLIENT_NODE, system, Subnet(number, CLIENT_NODE.number))
-    server = add_container(SERVER_NODE, system, Subnet(number, SERVER_NODE.number))
+    client = add_container(CLIENT_NODE, system, Subnet(number, CLIENT_NODE.number), mtu)
+    server = add_container(SERVER_NODE, system, Subnet(number, SERVER_NODE.number), mtu)
     v4, v6 = Subnet(number, SERVER_NODE.number).host(2)
     return Path(client, server, bare(v4), bare(v6))
 
 
-def add_container(node: Node, system: str, subnet: Subnet) -> str:
+def add_container(node: Node, system: str, subnet: Subnet, mtu: int = INNER_MTU) -> str:
     """A container on a bridge of its own system on a node; its namespace. Raises NetError."""
     namespace = f"{net.PREFIX}{system}{node.number}"
     net.add_namespace(namespace)
+    bridge, port = f"br-{subnet.system}", f"v-{subnet.system}"  # the names of systems are longer than a device's may be
     gateways, addresses = subnet.host(1), subnet.host(2)
     net.ip(
         node.namespace,
         f"""
-        link add name br-{system} mtu {INNER_MTU} up type bridge
-        addr add {gateways[0]} dev br-{system}
-        addr add {gateways[1]} dev br-{system} nodad
-        link add name v-{system} mtu {INNER_MTU} type veth peer name eth0 mtu {INNER_MTU} netns {namespace}
-        link set v-{system} master br-{system} up
+        link add name {bridge} mtu {mtu} up type bridge
+        addr add {gateways[0]} dev {bridge}
+        addr add {gateways[1]} dev {bridge} nodad
+        link add name {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {namespace}
+        link set {port} master {bridge} up
         """,
     )
     net.ip(

@@ -88,6 +88,15 @@ class Member:
         """Says goodbye, keeps what is known, and disconnects."""
         self._do(self._session.stopping(self._now()))
         await self._transport.flush(FAREWELL)
+        await self.release()
+
+    def hold_connection(self, hold: Callable[[int | None], None]) -> None:
+        """Has somebody keep each connection (``Transport.hold``)."""
+        self._transport.hold = hold
+
+    async def release(self) -> None:
+        """Keeps what is known, and disconnects without a goodbye: the node goes on, and another process speaks for it
+        soon."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -129,6 +138,10 @@ class Member:
     async def resolve(self, address: IPAddress) -> bool:
         """A packet to an unknown address: whether the tables have it now."""
         return await self._answer(str(address), lambda: self._session.resolve(address, self._now()))
+
+    def checked(self, job: str, number: int, *, is_good: bool) -> None:
+        """Whether an instance that runs here works."""
+        self._do(self._session.check(job, number, self._now(), is_good=is_good))
 
     def used(self, job: str) -> None:
         """Packets to a job were seen."""

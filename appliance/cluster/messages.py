@@ -110,11 +110,54 @@ class ExposedPort(_Message):
     name: str = ""
 
 
+class Exposure(_Message):
+    """A port of nodes that leads to a job. ``to``: the instances' port, else the same."""
+
+    port: int = Field(ge=1, le=65535)
+    to: Annotated[int, Field(ge=1, le=65535)] | None = None
+    protocol: Literal["tcp", "udp"] = "tcp"
+    address: Any46 = None
+    nodes: Literal["all", "hosting"] | tuple[str, ...] = "all"
+    policy: str = ""
+    prefer: Literal["policy", "local"] = "policy"
+
+    @property
+    def target(self) -> int:
+        """The instances' port."""
+        return self.port if self.to is None else self.to
+
+
+class Http(_Message):
+    """A GET that is answered with a status from 200 to 399."""
+
+    port: int = Field(ge=1, le=65535)
+    path: str = Field("/", pattern=r"^/[!-~]*$")
+
+
+class Health(_Message):
+    """How the node that hosts an instance checks it; times in seconds."""
+
+    tcp: Annotated[int, Field(ge=1, le=65535)] | None = None
+    http: Http | None = None
+    command: tuple[str, ...] = ()
+    interval: float = Field(5.0, ge=0.1, le=3600)
+    timeout: float = Field(2.0, ge=0.1, le=60)
+    rise: int = Field(1, ge=1, le=100)
+    fall: int = Field(3, ge=1, le=100)
+
+
+class Exposed(_Message):
+    """On which nodes a job has ports."""
+
+    nodes: Literal["all", "hosting"] | tuple[str, ...] = "all"
+
+
 class TableQueryResult(_Message):
     """The answer to a table query: one job and its instances.
 
     What follows ``query_key`` is what our own manager adds for names: ServiceIPs that the job has even without an
-    instance, the policy behind its plain name, ports, metadata, and the jobs that its instances are going to call.
+    instance, the policy behind its plain name, ports, metadata, and the jobs that its instances are going to call; the
+    ports that nodes open for it, and how its instances are checked.
     """
 
     job: str = Field(alias="app_name")
@@ -125,6 +168,8 @@ class TableQueryResult(_Message):
     ports: tuple[ExposedPort, ...] = ()
     metadata: dict[str, str] = {}
     needs: tuple[str, ...] = ()
+    exposed: tuple[Exposure, ...] = ()
+    health: Health | None = None
 
 
 class SubnetworkResult(_Message):
@@ -146,7 +191,7 @@ class ClusterNode(_Message):
 
 
 _RESULTS = TypeAdapter(list[TableQueryResult])
-_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult, ClusterNode)
+_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult, ClusterNode, Exposed)
 
 
 def parse_results(data: bytes | str, source: str) -> list[TableQueryResult]:

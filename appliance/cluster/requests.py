@@ -66,6 +66,11 @@ def address_changed(deployment: Deployment, here: Endpoint) -> Request:
     return topics.ADDRESS_CHANGED, _service("", deployment, here, "", "")
 
 
+def health(job: str, number: int, *, is_good: bool) -> Request:
+    """Says whether an instance here works."""
+    return topics.HEALTH, _encode({"appname": job, "instance_number": number, "healthy": is_good})
+
+
 def status(here: Endpoint | None) -> Request:
     """Says that the node is there, and where it is reached; None: that it is not."""
     if here is None:

@@ -25,7 +25,10 @@ removals that were not acknowledged: what has to be said follows from the state.
 is, in this order: subscriptions; a question for each interest, first those of jobs that run here, then the most
 recently used; the instances that run here, and the removals. ``OPEN_MAX`` questions are under way at a time.
 
-**The cluster's nodes** are listed by a manager of ours, in retained messages (``nodes``).
+**The cluster's nodes** are listed by a manager of ours, in retained messages (``nodes``), and so are the jobs that
+nodes open ports for: a node that is to open some follows the job as if it were used.
+
+**Health** of the instances here is said when it changes, and again on each connection.
 
 **Messages** are checked as a whole before anything is changed. A wrong one is counted, and reported as ``Refused``.
 """
@@ -54,8 +57,15 @@ from appliance.cluster.commands import (
 )
 from appliance.cluster.interests import HINT_QUIET, Interest
 from appliance.cluster.known import Known
-from appliance.cluster.messages import ClusterNode, MessageError, SubnetworkResult, TableQueryResult, parse_answer
-from appliance.cluster.nodes import SETTLE, NodeList
+from appliance.cluster.messages import (
+    ClusterNode,
+    Exposed,
+    MessageError,
+    SubnetworkResult,
+    TableQueryResult,
+    parse_answer,
+)
+from appliance.cluster.nodes import SETTLE, Retained
 from appliance.cluster.queries import Queries, Query
 from appliance.cluster.requests import Deployment, Endpoint, Request
 from appliance.cluster.timers import Timer, Timers
@@ -91,7 +101,9 @@ class Session:
         self._ranges = ranges
         self._chance = chance
         self._known = Known(here)
-        self._list = NodeList()
+        self._list: Retained[ClusterNode] = Retained()
+        self._exposed: Retained[Exposed] = Retained()
+        self._health: dict[tuple[str, int], bool] = {}
         self._queries = Queries(times.query_timeout)
         self._interests: dict[str, Interest] = {}
         self._removed: dict[tuple[str, int], Deployment] = {}
@@ -115,7 +127,7 @@ class Session:
     @property
     def nodes(self) -> Mapping[str, ClusterNode]:
         """The cluster's nodes, by id; none if its manager has no such list."""
-        return self._list.nodes
+        return self._list.entries
 
     @property
     def interests(self) -> Mapping[str, Interest]:
@@ -163,8 +175,9 @@ class Session:
         ordered = sorted(self._interests.values(), key=self._precedence)
         results = [topics.of_node(self._node, kind) for kind in (topics.SUBNETWORK_RESULT, topics.QUERY_RESULT)]
         updates = (topics.updates(it.job) for it in ordered)
-        self._commands.append(Subscribe((*results, topics.ALL_NODES, *updates)))
+        self._commands.append(Subscribe((*results, topics.ALL_NODES, topics.ALL_EXPOSED, *updates)))
         self._list.doubt()
+        self._exposed.doubt()
         self._timers.set(_NODES, now + SETTLE)
         self._say(requests.status(self._known.here), retain=True)
         for interest in ordered:
@@ -183,6 +196,8 @@ class Session:
     def _announce(self) -> None:
         for deployment in self._known.deployments():
             self._say(requests.deployed(deployment, self._known.here))
+        for (job, number), is_good in self._health.items():
+            self._say(requests.health(job, number, is_good=is_good))
         for deployment in self._removed.values():
             self._say_undeployed(deployment)
 
@@ -228,9 +243,17 @@ class Session:
         deployment = self._known.deployment(job, number)
         if deployment is not None:
             self._change(self._known.undeploy(deployment))
+            self._health.pop((job, number), None)
             self._removed[(job, number)] = deployment
             self._say_undeployed(deployment)
             self._interest(job, now)
+        return self._drain(now)
+
+    def check(self, job: str, number: int, now: float, *, is_good: bool) -> list[Command]:
+        """Whether an instance that runs here works; nothing if it does not run here."""
+        if self._known.deployment(job, number) is not None:
+            self._health[job, number] = is_good
+            self._say(requests.health(job, number, is_good=is_good))
         return self._drain(now)
 
     def need(self, job: str, now: float) -> list[Command]:
@@ -287,8 +310,21 @@ class Session:
             self._take_hint(self._interests[job], now)
         elif topic.startswith(topics.NODES):
             self._list_node(topic.removeprefix(topics.NODES), parse_answer(ClusterNode, payload) if payload else None)
+        elif topic.startswith(topics.EXPOSED):
+            self._expose(topic.removeprefix(topics.EXPOSED), parse_answer(Exposed, payload) if payload else None, now)
         else:
             self.counters["unexpected"] += 1
+
+    def _expose(self, job: str, exposed: Exposed | None, now: float) -> None:
+        """Nodes open ports for a job: whoever has one follows it, from now on and as long as that is so."""
+        check_job(job)
+        if self._exposed.put(job, exposed) and self._is_exposed(job):
+            self._queries.ask(self._interest(job, now).job)
+
+    def _is_exposed(self, job: str) -> bool:
+        """Whether this node has ports for a job. One that only hosting nodes have ports for is followed anyway."""
+        exposed = self._exposed.entries.get(job)
+        return exposed is not None and (exposed.nodes == "all" or self._node in exposed.nodes)
 
     def _list_node(self, name: str, node: ClusterNode | None) -> None:
         """The node itself is on the list too; what others are told about it is no news to it."""
@@ -395,6 +431,7 @@ class Session:
                 self._request_subnet(now)
             elif timer == _NODES:
                 self._change_nodes(self._list.settle())
+                self._exposed.settle()
             elif self._connected and timer.key in self._interests:
                 self._review(timer.kind, self._interests[timer.key], now)
         return self._drain(now)
@@ -408,7 +445,7 @@ class Session:
     def _expire(self, interest: Interest, now: float) -> None:
         """Asks once more before the interest is given up, or looks again later."""
         ends = interest.used_at + self._times.interest
-        if self._known.is_deployed(interest.job):
+        if self._known.is_deployed(interest.job) or self._is_exposed(interest.job):
             interest.used_at = now
         elif now >= ends and self._queries.get(interest.job) is None:
             interest.leaving = True

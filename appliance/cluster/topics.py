@@ -28,6 +28,19 @@ NODES: Final = "cluster/nodes/"
 ALL_NODES: Final = f"{NODES}+"
 
 
+EXPOSED: Final = "cluster/exposed/"
+"""Prefix of what a manager of ours retains of each job that nodes open ports for: on which nodes."""
+ALL_EXPOSED: Final = f"{EXPOSED}+"
+HEALTH: Final = "service/health"
+"""Whether an instance works, as the node that hosts it finds."""
+INGRESS_APP: Final = "appliance"
+
+
+def ingress_job(node: str) -> str:
+    """The job whose only instance is a node itself: in its name, what comes in through its ports enters the overlay."""
+    return f"{INGRESS_APP}.node.{node}.ingress"
+
+
 def of_node(node: str, kind: str) -> str:
     """The topic of one kind of message from or to a node."""
     return f"nodes/{node}/net/{kind}"

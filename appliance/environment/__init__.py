@@ -12,6 +12,10 @@
 `attachment`       a container's place on the network, and its record on the kernel's link
 `manager`          `EnvironmentManager`: what the supervisor asks for, made and kept
 `hints`            what a change in the kernel may mean; pure
+`firewall`         pure: the nftables rules that are wanted, in; nft scripts, out
+`nft`              carries such scripts out, and reads rule sets
+`portmap`          port mappings as a NodeEngine writes them; pure
+`listeners`        who on this node listens on which port
 `watch`            `Watcher`: tells the supervisor what others do to the environment
 =================  =================================================================================
 """

@@ -3,7 +3,9 @@
 Theory of operation
 -------------------
 A pool owns every address of its subnets but the first (the network), the second (the gateway) and, in
-IPv4, the last (broadcast). An address is *fresh* (never given out by this pool), *in use*, or *freed*.
+IPv4, the last (broadcast). The last one of a subnet that has room (`ingress_of`) is the node's own in the
+overlay, and given to no container; one that has it from an earlier time keeps it. An address is
+*fresh* (never given out by this pool), *in use*, or *freed*.
 
 - A freed address rests `REST_S` seconds, because flows and caches elsewhere may still lead to it; then
   freed addresses are given out first come, first served, before fresh ones, so that the pool's memory
@@ -34,6 +36,8 @@ REST_S: Final = 60.0
 """Longer than an unanswered UDP flow is remembered anywhere (30 s)."""
 GATEWAY_OFFSET: Final = 1
 FIRST_OFFSET: Final = 2
+INGRESS_ROOM: Final = 16
+"""Addresses of the smallest subnet of which one is kept back for what comes in through node ports."""
 _AT_ONCE: Final = float("-inf")
 
 
@@ -65,6 +69,11 @@ def v6_of(addresses: Iterable[IPAddress]) -> IPv6Address | None:
 def gateway_of(subnet: IPNetwork) -> IPInterface:
     """The bridge's own address in a subnet."""
     return _interface(subnet, subnet[GATEWAY_OFFSET])
+
+
+def ingress_of(subnet: IPNetwork) -> IPAddress | None:
+    """The node's own address in the overlay, which no link has; None in a subnet without room for it."""
+    return None if subnet.num_addresses < INGRESS_ROOM else subnet[bounds(subnet)[1] - int(subnet.network_address)]
 
 
 def bounds(subnet: IPNetwork) -> tuple[int, int]:
@@ -169,6 +178,8 @@ class AddressPool:
 def _runs(subnet: IPNetwork, used: set[IPAddress], rested_at: float) -> Iterator[_Run]:
     """The fresh addresses of a subnet: what lies between those in use rests, what follows them does not."""
     first, last = bounds(subnet)
+    if ingress_of(subnet) is not None:
+        last -= 1
     for taken in sorted(int(address) for address in used if address in subnet):
         if first < taken:
             yield _Run(rested_at, subnet, first, taken - 1)

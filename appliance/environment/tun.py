@@ -1,17 +1,20 @@
 """The queues of the TUN device: opened once by the supervisor, handed to the workers.
 
-The supervisor keeps every descriptor for as long as it runs. A queue that nobody reads would be a black hole for the
-flows that are steered to it, and closing one renumbers the others (drivers/net/tun.c, __tun_detach); so a worker that
-dies costs neither.
+The supervisor keeps every descriptor for as long as it runs, and has them kept for the next one (``adopt``). A queue
+that nobody reads would be a black hole for the flows that are steered to it, and closing one renumbers the others
+(drivers/net/tun.c, __tun_detach); so a worker that dies costs neither.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import logging
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 from pytun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR, TunTapDevice
 
@@ -40,7 +43,7 @@ class TunDevice:
         """Create it. Raises OSError if a device of that name exists with other flags, or without permission."""
         flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE
         self.name = name
-        self._queues: list[TunTapDevice] = []
+        self._queues: list[TunTapDevice | io.FileIO] = []
         try:
             for _ in range(queues):
                 self._queues.append(TunTapDevice(name=name, flags=flags))
@@ -49,6 +52,13 @@ class TunDevice:
             raise OSError(f"network.tun: cannot open queue {len(self._queues)} of {name}: {error}") from error
         for fd in self.descriptors:
             os.set_blocking(fd, False)
+
+    @classmethod
+    def adopt(cls, name: str, descriptors: Iterable[int]) -> Self:
+        """The queues of a device that exists, in its order; they are ours from now on."""
+        device = cls(name, 0)
+        device._queues = [io.FileIO(fd, "r+") for fd in descriptors]
+        return device
 
     @property
     def descriptors(self) -> list[int]:

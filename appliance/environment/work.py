@@ -48,11 +48,14 @@ async def links() -> list[Link]:
         return await kernel.links()
 
 
-async def remove(wanted: NodeWanted, fault_point: FaultPoint) -> None:
-    """Takes away all that was made on the node. If it fails, the next call goes on."""
+async def remove(wanted: NodeWanted, fault_point: FaultPoint) -> tuple[tuple[Link, ...], list[Command]]:
+    """Takes away all that was made on the node; returns the containers' links that were there, and what was done.
+    If it fails, the next call goes on."""
     async with Kernel.open() as kernel:
         actual = await observe.node(kernel, wanted)
-        await carry_out(Executor(kernel), plan.plan_removal(wanted, actual), fault_point)
+        commands = plan.plan_removal(wanted, actual)
+        await carry_out(Executor(kernel), commands, fault_point)
+        return actual.veths, commands
 
 
 async def attach(wanted: NodeWanted, placement: Placement, namespace: Namespace, fault_point: FaultPoint) -> str:

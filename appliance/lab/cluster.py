@@ -78,6 +78,10 @@ class Manager:
         wanted = list(descriptors)
         self._ask(lambda: [self._client.deploy(it) for it in wanted])
 
+    def undeploy(self, job: str) -> None:
+        """Takes a service out of the cluster, as `appliance undeploy` does."""
+        self._ask(lambda: self._client.undeploy(job))
+
     def picture(self) -> Picture:
         """What the cluster knows now."""
         return self._ask(lambda: Picture(self._client.services(), self._client.nodes()))

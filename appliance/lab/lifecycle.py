@@ -338,7 +338,6 @@ def start(name: str, host: str) -> None:
     with lab.files.locked():
         if lab.supervisor(wanted) is not None:
             raise LabError(f"{host}: expected one that has ended")
-        processes.kill(processes.members(name, [wanted.namespace]))  # what a supervisor leaves that was killed alone
         _run(lab, wanted)
         _await(lab, wanted)
 

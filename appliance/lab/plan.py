@@ -227,7 +227,7 @@ def owned(lab: str, namespace: str) -> bool:
 
 def prefixes(spec: Spec) -> tuple[int, int]:
     """Lengths of the IPv4 and IPv6 prefixes of a node's subnets."""
-    reserved = 3  # network, gateway and broadcast address
+    reserved = 4  # network, gateway, ingress and broadcast address
     containers = 1 + -(-spec.instances // spec.nodes)
     bits = (containers + reserved - 1).bit_length()
     return min(SUBNET_V4_LONGEST, 32 - bits), min(SUBNET_V6_LONGEST, 128 - bits)

@@ -111,6 +111,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:  # RFC 9112 section 9.6: a client that is not told takes the end for an error
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 

@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 *Started* by the supervisor with one end of a stream socket pair (`channel`). The first frame is ``start``: settings,
 clients, and who to be; the sockets come with it as descriptors (SCM_RIGHTS). The process gives up every privilege
-(`drop`), answers nothing until the first snapshot is in, and says ``ready``.
+(`privileges`), answers nothing until the first snapshot is in, installs the list of its system calls, and says
+``ready``.
 
 *One event loop*: the supervisor's stream, the DNS sockets, c-ares' answers, mDNS. Nothing waits for anything but
 the loop; a question to the cluster or upstream is a callback.
@@ -18,10 +19,8 @@ unless another takes over.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -34,6 +33,7 @@ from typing import Any, Final
 
 import uvloop
 
+from appliance import privileges
 from appliance.naming import channel, names
 from appliance.naming.mdns import Mdns
 from appliance.naming.multicast import Multicast
@@ -55,27 +55,6 @@ TICK_S: Final = 0.05
 READ: Final = 1 << 18
 DESCRIPTORS_MAX: Final = 64
 START_MAX: Final = 65_536
-_PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS = 38, 24, 8
-_CAP_LAST: Final = 63
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def drop(uid: int | None, gid: int | None) -> None:
-    """Gives up all privileges for good: bounding set, user and groups, capabilities, and what exec could regain.
-
-    Without a user the process stays root by name, and has no capability either. Raises OSError.
-    """
-    for capability in range(_CAP_LAST + 1):
-        _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL past the last one that the kernel has
-    if uid is not None and gid is not None:
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
-    if _LIBC.capset(header, (ctypes.c_uint32 * 6)()) != 0:
-        raise OSError(ctypes.get_errno(), "capset")
-    if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "no_new_privs")
 
 
 def settings_of(data: dict[str, Any]) -> Settings:
@@ -261,11 +240,13 @@ class Resolver:
         self._mdns.start()
         self._mdns.update(self._responder.zone.services)
         gc.collect()
+        privileges.confine(privileges.RESOLVER)
         gc.freeze()  # names that stay need not be looked at again: a full collection would be a pause of milliseconds
         self._say({"ready": True})
         log.info("answering", extra={"services": len(self._responder.zone.services)})
 
     def _configure(self, settings: dict[str, Any]) -> None:
+        configure(settings["log"])
         self._responder.configure(settings_of(settings))
         self._multicast.zone = self._responder.zone
         self._responder.waiting.wait = settings["cluster_wait"]
@@ -316,7 +297,8 @@ def main() -> None:
     start, sockets = receive_start(supervisor)
     Path("/proc/self/comm").write_text("edge-resolver")
     configure(start["log"])
-    drop(start.get("uid"), start.get("gid"))
+    privileges.drop(start["uid"], start["gid"])
+    privileges.without_io_uring()
     supervisor.setblocking(False)
     uvloop.run(_run(supervisor, start, sockets))
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from appliance.environment.attachment import Attachment
+from appliance.environment.attachment import Attachment, Record
 from appliance.naming import names
 
 MARK: Final = "# edge-appliance\n"
@@ -36,7 +36,7 @@ def text(attachment: Attachment, zone: str, host_search: Iterable[str]) -> str:
     return f"{MARK}{servers}search {' '.join(search)}\noptions ndots:2\n"
 
 
-def path(attachment: Attachment, directory: Path = DIRECTORY) -> Path | None:
+def path(attachment: Attachment | Record, directory: Path = DIRECTORY) -> Path | None:
     """Where the file is; None if the container's is not ours."""
     netns = attachment.netns
     return directory / netns.value / FILE if netns.kind == "name" else None

@@ -7,7 +7,6 @@ names of counters, and peers, of which the ``PEERS_MAX`` nearest are shown. No a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -93,7 +92,7 @@ def _node(picture: Picture) -> Iterator[Metric]:
     node = picture["node"]
     known = {name: str(node[name]) for name in ("id", "address", "version")}
     yield InfoMetricFamily(_PREFIX + "node", "This node.", value=known)
-    yield _gauge("start_time_seconds", "When the supervisor started, Unix time.", time.time() - node["uptime"])
+    yield _gauge("start_time_seconds", "When the supervisor started, Unix time.", node["started"])
     yield _gauge("healthy", "Whether all workers run and answer (/healthz).", not picture["ill"])
     yield _gauge("ready", "Whether containers can be served (/readyz).", not picture["not_ready"])
 

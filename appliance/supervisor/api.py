@@ -22,14 +22,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from appliance.cluster.messages import JOB_NAME, MessageError
 from appliance.config import ConfigError
-from appliance.environment.attachment import NetnsRef
+from appliance.environment import portmap
+from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.observe.flows import listing
-from appliance.supervisor import picture, tracing
+from appliance.supervisor import choosing, picture, tracing
 from appliance.supervisor.capturing import CaptureRequest, Capturing
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.monitor import Monitor
 from appliance.supervisor.nodeengine import NodeEngine
+from appliance.supervisor.ports import spoken
 from appliance.tables.catalogue import Host, Service
 from appliance.tables.publish import TableFullError
 
@@ -52,6 +54,7 @@ class AttachRequest(BaseModel):
     netns: str | None = None
     pid: Annotated[int, Field(gt=0)] | None = None
     path: str | None = None
+    ports: str = ""
 
     @model_validator(mode="after")
     def _one_namespace(self) -> AttachRequest:
@@ -125,6 +128,8 @@ class Api:
         app.router.add_get("/v1/attachments", self.attachments)
         app.router.add_delete("/v1/attachments/{service}/{instance}", self.detach)
         app.router.add_post("/v1/reload", self.reload)
+        app.router.add_post("/v1/restart", self.restart)
+        app.router.add_post("/v1/workers/renew", self.renew)
         app.router.add_get("/v1/status", self.status)
         app.router.add_get("/v1/flows", self.flows)
         app.router.add_get("/v1/hosts", self.hosts)
@@ -143,8 +148,12 @@ class Api:
     async def attach(self, request: web.Request) -> web.Response:
         """Join a container's namespace to the bridge."""
         wanted = AttachRequest.model_validate_json(await request.read())
-        attachment = await self._supervisor.attach(wanted.service, wanted.instance, wanted.reference)
-        return _reply(attachment.reply(), 201)
+        ports = portmap.parse(wanted.ports, self._supervisor.config.tunnel.port)
+        attachment = await self._supervisor.attach(wanted.service, wanted.instance, wanted.reference, ports)
+        return _reply(self._attachment(attachment), 201)
+
+    def _attachment(self, attachment: Attachment) -> dict[str, str | int | None]:
+        return {**attachment.reply(), "ports": spoken(self._supervisor.ports.of(attachment))}
 
     async def detach(self, request: web.Request) -> web.Response:
         """Take a container off the bridge; 404 if it is not there."""
@@ -157,7 +166,7 @@ class Api:
 
     async def attachments(self, _request: web.Request) -> web.Response:
         """All attached containers."""
-        return _reply({"attachments": [a.reply() for a in self._supervisor.environment.attachments()]})
+        return _reply({"attachments": [self._attachment(it) for it in self._supervisor.environment.attachments()]})
 
     async def hosts(self, _request: web.Request) -> web.Response:
         """All containers that packets can be sent to, and where they are."""
@@ -228,6 +237,16 @@ class Api:
         """Read the configuration and the static tables again."""
         return _reply({"changed": await self._supervisor.reload()})
 
+    async def restart(self, _request: web.Request) -> web.Response:
+        """Execute the supervisor anew. The answer comes before it."""
+        self._supervisor.leave(again=True)
+        return _reply({"pid": os.getpid()}, 202)
+
+    async def renew(self, _request: web.Request) -> web.Response:
+        """Replace the workers, one at a time; answers when it is done."""
+        await self._supervisor.pool.renew()
+        return _reply({"workers": picture.workers(self._supervisor)})
+
     async def status(self, _request: web.Request) -> web.Response:
         """The node at a glance."""
         return _reply(await picture.status(self._supervisor))
@@ -243,7 +262,8 @@ def _behind(supervisor: Supervisor, records: list[str]) -> list[dict[str, Any]]:
     for kind, _, text in (record.partition(" ") for record in records):
         service = supervisor.catalogue.services.get(ip_address(text)) if kind in ("A", "AAAA") else None
         if service is not None:
-            found.append(_service(service))
+            job = supervisor.publication.jobs.get(service.name)
+            found.append({**_service(service), **choosing.explain(service, supervisor.catalogue.hosts, job)})
     return found
 
 

@@ -11,12 +11,17 @@ What others do to the node is noticed and answered from the first look at the ke
 ``attachment_gone`` if a container went away by itself, ``uplink_changed`` if the underlay's links, addresses or routes
 changed. ``listeners`` are called with all jobs after each change of the tables.
 
-SIGTERM and SIGINT stop, SIGHUP reloads (``reload``).
+SIGTERM and SIGINT stop, SIGHUP reloads (``reload``), SIGUSR2 ends the supervisor alone: systemd's way to restart it.
+
+A supervisor that finds what another one left goes on with it (``estate``): queues, sockets, tables, flows, and the
+workers that run. ``restart`` is that on purpose: everything is left as it is, and the process executes itself anew,
+which is how another version takes over. The process keeps its number, so whoever watches it notices nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import grp
 import logging
 import os
 import signal
@@ -24,7 +29,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import wraps
@@ -35,8 +40,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import uvloop
 
 from appliance import config as configuration
+from appliance import privileges
 from appliance.cluster.checks import check_job
 from appliance.cluster.errors import ClusterError
+from appliance.cluster.feed import Tables
 from appliance.cluster.messages import MessageError, read_results
 from appliance.cluster.requests import Endpoint
 from appliance.config import Config
@@ -44,10 +51,14 @@ from appliance.dataplane import cache
 from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.manager import EnvironmentManager
+from appliance.environment.portmap import PortMapping
 from appliance.environment.tun import TunDevice
 from appliance.observe.log import configure
-from appliance.supervisor import probe
+from appliance.privileges import PrivilegeError
+from appliance.supervisor import estate, inheritance, probe, record
 from appliance.supervisor.errors import NotReadyError, StartError
+from appliance.supervisor.estate import Estate, Step
+from appliance.supervisor.notify import Systemd, kept
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import TableFullError
@@ -132,12 +143,17 @@ class Supervisor:
         self.last_error = ""
         self.reload_error = ""
         self.reloaded_at = time.time()
-        self.started = time.monotonic()
         self.operations: Counter[tuple[str, str]] = Counter()
+        self.leaving = asyncio.Event()
+        self.again = False
+        self.started = round(time.time(), 3)
+        """Of this process, or of the last restart: seconds since 1970, for people and for telling two apart."""
+        self.systemd = Systemd()
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Bring the node up. Raises StartError, OSError or what the environment raises; nothing is left behind then."""
+        """Bring the node up. Raises StartError, OSError or what the environment raises; then nothing is left behind,
+        and what was there before goes on."""
         try:
             await self._start()
         except BaseException:
@@ -149,6 +165,7 @@ class Supervisor:
         from appliance.supervisor.api import serve
         from appliance.supervisor.membership import Membership
         from appliance.supervisor.peers import Peers
+        from appliance.supervisor.ports import Ports
         from appliance.supervisor.prober import Prober
         from appliance.supervisor.publication import Publication
         from appliance.supervisor.upkeep import Upkeep
@@ -158,12 +175,22 @@ class Supervisor:
 
         self._make_directories()
         workers = len(cpus_of(self.config))
-        tun = self._open_tun(workers)
-        sockets = self._open_sockets(workers)
-        self.pool = WorkerPool(self.config, tun, sockets)
+        left, step = self._left(workers)
+        self._goes_on = left is not None
+        self.record = record.Record(self.config.paths.runtime)
+        self.record.put(record.SUPERVISOR, os.getpid())
+        tun = self._open_tun(workers, left)
+        sockets = self._open_sockets(workers, left)
+        self.pool = WorkerPool(self.config, tun, sockets, left, self.systemd, self.record.put)
         self._stack.callback(self.pool.close)
-        self.publisher = Publisher(self._capacity(), self.pool.announced)
+        self.pool.adopt()
+        try:
+            tables = None if left is None else left.take("tables")
+            self.publisher = Publisher(self._capacity(), self.pool.announced, tables)
+        except ValueError as error:
+            raise StartError(f"the tables that were left cannot be used: {error}; {estate.HOW_TO_END}") from error
         self._stack.callback(self.publisher.close)
+        await inheritance.quiet(self.publisher, self.pool)
         self.publisher.set_ranges(self.config.network.services, self.config.network.overlay)
         self.catalogue = Catalogue(self.publisher)
         here = Endpoint(self.address, self.port)
@@ -175,11 +202,12 @@ class Supervisor:
         self.publication.arrange = self.prober.arrange
         await self.prober.start()
         self._stack.callback(self.prober.close)
+        self.ports = Ports(self.config, self.environment)
         self.membership = Membership(
-            self.config, here, self.environment, self.publication, self.pool, self.peers, self.publisher.set_gateways
+            self.config, here, self.environment, self.publication, self.pool, self.peers, self._set_gateways
         )
         self._stack.push_async_callback(self.environment.close)
-        self._stack.push_async_callback(self.pool.stop)
+        self._stack.push_async_callback(self._end_pool)
         self._stack.push_async_callback(self.membership.stop)
         self._apply_tables()
         await self.membership.start()
@@ -189,20 +217,65 @@ class Supervisor:
         self._stack.push_async_callback(self.upkeep.stop)
         await self.upkeep.start()
         await self.pool.start(
-            self.publisher, udp_gso=self.offloads["udp_gso"].on, coalesce=self.offloads["coalesce"].on
+            self.publisher,
+            udp_gso=self.offloads["udp_gso"].on,
+            coalesce=self.offloads["coalesce"].on,
+            renew=step is Step.RENEW,
         )
+        self._stack.push_async_callback(self.ports.stop)
+        await self.ports.start()  # not before: instances are announced by now, and called
+        if left is not None:
+            left.close()
+            settling = asyncio.ensure_future(inheritance.settle(self.catalogue, self.membership, self.pool))
+            self._stack.callback(settling.cancel)
         self._start_naming()
-        self._stack.push_async_callback(await serve(self))
+        self._start_ingress()
+        self._close_api = await serve(self)
+        self._stack.push_async_callback(self._close_api)
         self._stack.push_async_callback(await monitor.serve(self))
+        self._goes_on = False
         log.info("ready", extra={"address": str(self.address), "workers": workers})
+
+    async def _end_pool(self) -> None:
+        """A supervisor that could not go on with what there was leaves it to one that can."""
+        await (self.pool.release() if self._goes_on else self.pool.stop())
+
+    def _left(self, workers: int) -> tuple[Estate | None, Step]:
+        """What another supervisor left, as far as this one can go on with it. Raises StartError if it must not."""
+        left = estate.found(self.config.paths.runtime, kept(os.environ))  # type: ignore[arg-type]
+        if left is None:
+            return None, Step.ANEW
+        verdict = estate.verdict(left.manifest, estate.manifest(self.config, workers, 0))
+        if verdict.step is Step.ANEW or not left.is_complete(workers, self.config.tunnel.source_ports):
+            log.warning("beginning anew, flows end", extra={"reason": verdict.why or "not everything was kept"})
+            left.dissolve()
+            return None, Step.ANEW
+        self._stack.callback(left.close)
+        if verdict.step is Step.REFUSE:
+            raise StartError(verdict.why)
+        log.info("going on with what is there", extra={"step": verdict.step.value, "why": verdict.why})
+        return left, verdict.step
 
     def _start_naming(self) -> None:
         from appliance.supervisor.naming import Naming
 
         if self.config.naming.enabled:
-            self.naming = Naming(self.config, self.publication, self.membership, self.environment)
+            self.naming = Naming(self.config, self.publication, self.membership, self.environment, self.pool.kill)
+            self.naming.on_process = lambda pid: self.record.put(record.RESOLVER, pid)
             self._stack.push_async_callback(self.naming.stop)
             self.naming.start()
+
+    def _start_ingress(self) -> None:
+        from appliance.supervisor.health import Checks
+        from appliance.supervisor.ingress import Ingress
+
+        self.ingress = Ingress(self.environment, self.membership, self.publication, self.catalogue, self.ports)
+        self.checks = Checks(self.environment, self.membership.checked)
+        self.listeners += [self.ingress.changed, self.checks.changed]
+        self._stack.push_async_callback(self.ingress.stop)
+        self._stack.push_async_callback(self.checks.stop)
+        self.ingress.start()
+        self.checks.changed(Tables(self.publication.jobs, frozenset()))
 
     def _make_directories(self) -> None:
         for directory in (self.config.paths.runtime, self.config.paths.state):
@@ -215,23 +288,29 @@ class Supervisor:
         tables = self.config.tables
         return layout.Capacity(tables.hosts, tables.services, tables.backends, tables.maglev, tables.nodes)
 
-    def _open_tun(self, workers: int) -> TunDevice:
-        tun = TunDevice(self.config.network.tun, workers)
+    def _open_tun(self, workers: int, left: Estate | None) -> TunDevice:
+        name = self.config.network.tun
+        if left is None:
+            tun = TunDevice(name, workers)
+        else:
+            tun = TunDevice.adopt(name, [left.take(f"{i}.tun") for i in range(workers)])
         self._stack.callback(tun.close)
         wanted = self.config.offload
         got = tun.set_offloads(tso=wanted.tun_tso, uso=wanted.tun_uso)
         refused = "the kernel refuses it (TUNSETOFFLOAD)"
         self.offloads["tun_tso"] = Offload(wanted.tun_tso, got.tso, "" if got.tso or not wanted.tun_tso else refused)
         self.offloads["tun_uso"] = Offload(wanted.tun_uso, got.uso, "" if got.uso or not wanted.tun_uso else refused)
-        if workers > 1:
+        if workers > 1 and left is None:
             self._steer("TUN queues", workers, tun.steer, inbound=False)
         return tun
 
-    def _open_sockets(self, workers: int) -> list[Any]:
+    def _open_sockets(self, workers: int, left: Estate | None) -> list[Any]:
         from appliance.supervisor import sockets as udp
 
         self._probe_udp()
         tunnel = self.config.tunnel
+        if left is not None:
+            return [udp.adopt(left.worker(i), tunnel.source_ports) for i in range(workers)]
         sockets = udp.open_all(
             workers, tunnel.port, tunnel.source_ports, tunnel.socket_buffer, gro=self.offloads["udp_gro"].on
         )
@@ -265,24 +344,50 @@ class Supervisor:
     # --- containers ----------------------------------------------------------------------------------------------
 
     @counted("attach")
-    async def attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
-        """Put a container on the bridge, and announce it.
+    async def attach(
+        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = ()
+    ) -> Attachment:
+        """Put a container on the bridge, with these ports of the node, and announce it.
 
         Raises MessageError, EnvironmentError_, or NotReadyError while the node has no subnets.
         """
         check_job(service)
         if not self.membership.provisioned.is_set():
             raise NotReadyError(self.membership.why_not_ready())
-        attachment = await self.environment.attach(service, instance, netns)
+        attachment = await self._attach(service, instance, netns, ports)
         await self.membership.reconcile()
         if self.naming is not None:
             await self.naming.attached(attachment)
         return attachment
 
+    async def _attach(
+        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping]
+    ) -> Attachment:
+        """On the bridge with all its ports; or as before."""
+        before, known = self.ports.reserve(service, instance, ports), self._known(service, instance)
+        try:
+            attachment = await self.environment.attach(service, instance, netns)
+            await self.ports.put(attachment, before)
+        except BaseException:
+            await self.ports.drop(service, instance, before)
+            if not known:
+                await self.environment.detach(service, instance)
+            raise
+        return attachment
+
+    def _known(self, service: str, instance: int) -> list[Attachment]:
+        return [it for it in self.environment.attachments() if (it.service, it.instance) == (service, instance)]
+
+    def _set_gateways(self, addresses: Iterable[IPAddress]) -> None:
+        """The node has these addresses on its bridge now."""
+        self.publisher.set_gateways(addresses)
+        self.ports.ask()
+
     @counted("detach")
     async def detach(self, service: str, instance: int) -> bool:
         """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
-        known = [it for it in self.environment.attachments() if (it.service, it.instance) == (service, instance)]
+        known = self._known(service, instance)
+        await self.ports.drop(service, instance)
         found = await self.environment.detach(service, instance)
         await self.membership.reconcile()
         if self.naming is not None:
@@ -293,6 +398,8 @@ class Supervisor:
     async def attachment_gone(self, attachment: Attachment) -> None:
         """A container's link or namespace is gone: forget it, and say so. Nothing if it is there after all."""
         await self.environment.forget(attachment.service, attachment.instance)
+        if not self._known(attachment.service, attachment.instance):
+            await self.ports.drop(attachment.service, attachment.instance)
         await self.membership.reconcile()
         if self.naming is not None:
             await self.naming.detached(attachment)
@@ -347,6 +454,7 @@ class Supervisor:
             self.reload_error = str(error)
             raise
         configure(self.config.log.level)
+        await self.ports.reconfigure(self.config)
         if self.naming is not None:
             self.naming.reconfigure(self.config)
         self.last_error, self.reload_error, self.reloaded_at = "", "", time.time()
@@ -356,6 +464,26 @@ class Supervisor:
         """Take everything down that ``start`` made."""
         await self._stack.aclose()
 
+    def leave(self, *, again: bool) -> None:
+        """End soon, and leave everything to the next supervisor; ``again``: which this process becomes."""
+        self.again = again
+        self.leaving.set()
+
+    async def release(self) -> None:
+        """Leave everything as it is to the next supervisor, and hold up nothing of it."""
+        await self._close_api()
+        if self.naming is not None:
+            await self.naming.release()
+        await self.ingress.stop()
+        await self.checks.stop()
+        await self.upkeep.stop()
+        await self.peers.stop()
+        await self.ports.stop()
+        await self.membership.release()
+        await self.pool.release()
+        await self.environment.close()
+        self._stack.pop_all()
+
 
 def _check_reloadable(differences: Iterable[configuration.Change]) -> None:
     fixed = [change.key for change in differences if not configuration.is_reloadable(change.key)]
@@ -363,12 +491,13 @@ def _check_reloadable(differences: Iterable[configuration.Change]) -> None:
         raise StartError(f"{', '.join(fixed)}: expected the value in force, as a change needs a restart")
 
 
-async def _serve(config: Config, path: Path) -> None:
+async def _serve(config: Config, path: Path) -> bool:
     supervisor = Supervisor(config, path)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR2, lambda: supervisor.leave(again=False))
     loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(supervisor)))
     starting = asyncio.ensure_future(supervisor.start())
     stopping = asyncio.ensure_future(stop.wait())
@@ -376,18 +505,32 @@ async def _serve(config: Config, path: Path) -> None:
     if not starting.done():
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        return
+        return False
     await starting
-    await stopping
+    supervisor.systemd.say("READY=1")
+    supervisor.systemd.start_watchdog()
+    leaving = asyncio.ensure_future(supervisor.leaving.wait())
+    await asyncio.wait({stopping, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    supervisor.systemd.stop_watchdog()
+    if not stop.is_set():
+        log.info("leaving everything to the next supervisor", extra={"again": supervisor.again})
+        if supervisor.again:
+            supervisor.systemd.reloading()
+        await supervisor.release()
+        return supervisor.again
     log.info("stopping")
+    supervisor.systemd.say("STOPPING=1")
     await supervisor.stop()
+    return False
 
 
 async def _reload(supervisor: Supervisor) -> None:
+    supervisor.systemd.reloading()
     try:
         log.info("reloaded", extra={"changed": await supervisor.reload()})
     except Exception as error:
         log.error("reload refused, the old configuration stays in force", extra={"error": str(error)})
+    supervisor.systemd.say("READY=1")
 
 
 def run(config: Config, path: Path) -> int:
@@ -395,9 +538,34 @@ def run(config: Config, path: Path) -> int:
     configure(config.log.level)
     cache.use(config.paths.cache)
     try:
-        uvloop.run(_serve(config, path))
-    except (StartError, ClusterError, MessageError, EnvironmentError_, TableFullError, OSError) as error:
+        _end_orphans(config)
+        _limit(config)
+        if uvloop.run(_serve(config, path)):
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except (
+        StartError, ClusterError, MessageError, EnvironmentError_, TableFullError, PrivilegeError, OSError,
+    ) as error:  # fmt: skip
         log.error("cannot run", extra={"error": str(error)})
         sys.stderr.write(f"appliance: {error}\n")
         return 1
     return 0
+
+
+def _end_orphans(config: Config) -> None:
+    """End workers that nobody can go on with: they would share queues with ours. Raises OSError."""
+    runtime = config.paths.runtime
+    for name in record.end(runtime, record.orphans(record.alive(runtime), "LISTEN_FDS" in os.environ)):
+        log.warning("ended, as nobody kept what it works with", extra={"part": name})
+
+
+def _limit(config: Config) -> None:
+    """Give up what the supervisor does not need, once the groups are those that it may give its sockets to.
+
+    Raises OSError or StartError.
+    """
+    if config.api.group:
+        try:
+            os.setgroups([grp.getgrnam(config.api.group).gr_gid])
+        except KeyError:
+            raise StartError(f"api.group: expected a group of this system, got {config.api.group}") from None
+    privileges.keep(privileges.SUPERVISOR, privileges.CHILDREN)

@@ -129,6 +129,13 @@ class Membership:
         await self.misses.stop()
         await self._leave()
 
+    async def release(self) -> None:
+        """Leaves the membership to the next supervisor."""
+        await self.misses.stop()
+        await self._end_tasks()
+        if self.member is not None:
+            await self.member.release()
+
     async def _register(self, identity: Identity) -> None:
         if self.identity is not None and self.identity.node != identity.node:
             if not self._is_remembered:
@@ -146,6 +153,7 @@ class Membership:
 
     async def _join(self, identity: Identity, config: Config) -> None:
         member = Member(config, self._here.address, self._here.port, self._on_tables)
+        member.hold_connection(self._pool.keep_connection)
         self.member, self.identity = member, identity
         await member.start()
         log.info("member of a cluster", extra={"node": identity.node, "broker": member.status()["broker"]})
@@ -170,10 +178,13 @@ class Membership:
         self._peers.forget_cluster()
         self.identity = None
 
-    async def _leave(self) -> None:
+    async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _leave(self) -> None:
+        await self._end_tasks()
         self._announced.clear()
         if self.member is not None:
             await self.member.stop()
@@ -231,6 +242,12 @@ class Membership:
             if announced is None or announced.addresses != attachment.addresses:
                 await self.member.deployed(*key, attachment.address_v4, attachment.address_v6)
                 self._announced[key] = attachment
+
+    def checked(self, job: str, number: int, is_good: bool) -> Member | None:
+        """An instance here works, or does not; gives who passes that on."""
+        if self.member is not None:
+            self.member.checked(job, number, is_good=is_good)
+        return self.member
 
     def uplink_changed(self) -> None:
         """Addresses of this node may be gone: a connection from one of them is made anew."""

@@ -22,19 +22,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pwd
 import socket
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, Final
 
+from appliance import privileges
 from appliance.cluster.checks import is_address
 from appliance.cluster.feed import Tables
 from appliance.cluster.messages import MessageError
 from appliance.config import Config
+from appliance.config import Naming as NamingConfig
 from appliance.environment.addresses import gateway_of
 from appliance.environment.attachment import Attachment
 from appliance.environment.manager import EnvironmentManager
@@ -65,8 +66,14 @@ class Naming:
     """See the module."""
 
     def __init__(
-        self, config: Config, publication: Publication, membership: Membership, environment: EnvironmentManager
+        self,
+        config: Config,
+        publication: Publication,
+        membership: Membership,
+        environment: EnvironmentManager,
+        kill: Callable[[int], None],
     ) -> None:
+        """``kill`` ends the process of a pidfd, which is another user's."""
         self.restarts = -1
         self.last_error = ""
         self.ready = asyncio.Event()
@@ -74,7 +81,11 @@ class Naming:
         self._publication = publication
         self._membership = membership
         self._environment = environment
-        self._user = _user(config.naming.user)
+        self._user = privileges.identity(config.naming.user, privileges.RESOLVER_UID, "naming.user")
+        self._kill = kill
+        self._stopping = False
+        self.on_process: Callable[[int], None] = lambda _pid: None
+        """Is told of each process."""
         self._stream: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._frames = channel.Frames()
@@ -96,17 +107,28 @@ class Naming:
 
     async def stop(self) -> None:
         """Stops the resolver."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stopping = True
+        self._say({"leave": True})
         if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
             try:
                 await asyncio.wait_for(self._process.wait(), EXIT_S)
             except TimeoutError:
-                self._process.kill()
+                self._kill_process(self._process.pid)
                 await self._process.wait()
+        await self.release()
         self._control_path.unlink(missing_ok=True)
+
+    async def release(self) -> None:
+        """Leaves the resolver to itself: it answers on until the next supervisor's takes over."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _kill_process(self, pid: int) -> None:
+        with suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            self._kill(pidfd)
+            os.close(pidfd)
 
     async def _keep(self) -> None:
         await self._membership.provisioned.wait()
@@ -118,6 +140,8 @@ class Naming:
                 self.last_error = "it ended"
             except OSError as error:
                 self.last_error = str(error)
+            if self._stopping:
+                return
             lived = time.monotonic() - started
             log.error("resolver ended", extra={"error": self.last_error, "after_s": round(lived, 1)})
             pause = BACKOFF_S if lived >= STABLE_S else min(2 * pause, BACKOFF_MAX_S)
@@ -132,6 +156,7 @@ class Naming:
                 sys.executable, "-m", "appliance.naming.process", str(theirs.fileno()),
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
+            self.on_process(self._process.pid)
             socket.send_fds(ours, [channel.encode({"start": self._start()})], [it.fileno() for it in opened])
         finally:
             theirs.close()
@@ -146,7 +171,7 @@ class Naming:
         gateways = [gateway_of(subnet).ip for subnet in self._environment.subnets]
         opened = sockets.open_dns(gateways, bridge, naming.port)
         try:
-            if naming.mdns and naming.zone.lower().rstrip(".") == "local":
+            if has_mdns(naming):
                 opened += sockets.open_mdns(bridge, sorted({it.version for it in gateways}))
             opened.append(self._open_control())
         except OSError:
@@ -193,6 +218,7 @@ class Naming:
             "upstreams": list(naming.upstreams) or self._host_servers(),
             "upstream_timeout": naming.upstream_timeout,
             "cache": naming.cache,
+            "log": self._config.log.level,
         }
 
     def _host_servers(self) -> list[str]:
@@ -246,9 +272,16 @@ class Naming:
             log.warning("cannot remove a container's resolv.conf", extra={"path": str(file), "error": error.strerror})
 
     def reconfigure(self, config: Config) -> None:
-        """Other settings are in force."""
-        self._config = config
-        self._say({"settings": self._settings()})
+        """Other settings are in force. mDNS needs sockets that were opened at the start, or must not have been, so a
+        resolver that is to begin or to end with it is replaced."""
+        before, self._config = self._config.naming, config
+        if has_mdns(before) != has_mdns(config.naming):
+            self._say({"leave": True})
+        else:
+            self._say({"settings": self._settings()})
+        if before.zone != config.naming.zone:
+            for attachment in self._environment.attachments():
+                self._spawn(self.attached(attachment))
 
     # --- to the resolver --------------------------------------------------------------------------------------------
 
@@ -409,12 +442,6 @@ class Naming:
             log.error("naming: a task ended", exc_info=error)
 
 
-def _user(name: str) -> tuple[int | None, int | None]:
-    """Who the resolver is to be. Raises StartError."""
-    if not name:
-        return None, None
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        raise StartError(f"naming.user: expected a user of this system, got {name}") from None
-    return entry.pw_uid, entry.pw_gid
+def has_mdns(naming: NamingConfig) -> bool:
+    """Whether names are answered on mDNS too."""
+    return naming.mdns and naming.zone.lower().rstrip(".") == "local"

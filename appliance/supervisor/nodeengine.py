@@ -8,7 +8,7 @@ well before. Deployments run side by side.
 |---|---|
 | 200 | done; an undeployment also of what is not here |
 | 400 | the body is no such request; nobody registered yet; a registration as another node |
-| 500 | anything else, and what is not there yet: port mappings, unikernels |
+| 500 | anything else, a port that somebody has among it, and what is not there yet: unikernels |
 """
 
 from __future__ import annotations
@@ -120,9 +120,8 @@ class NodeEngine:
         """Join a container, which has not started yet, to the bridge."""
         wanted = Deployment.model_validate_json(await request.read())
         self._expect_registered()
-        if portmap.parse(wanted.port_mappings, self._supervisor.port):
-            raise EnvironmentError_("portMappings: expected none, as this version does not map ports yet")
-        made = await self._supervisor.attach(wanted.name, wanted.instance, NetnsRef.by_pid(wanted.pid))
+        ports = portmap.parse(wanted.port_mappings, self._supervisor.config.tunnel.port)
+        made = await self._supervisor.attach(wanted.name, wanted.instance, NetnsRef.by_pid(wanted.pid), ports)
         body = {
             "serviceName": made.service,
             "nsAddress": str(made.address_v4 or ""),

@@ -6,6 +6,7 @@ alone.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,11 +26,11 @@ _SUMMARY = ("member", "node", "broker", "connected", "since", "last_error", "sub
 async def status(supervisor: Supervisor) -> dict[str, Any]:
     """What ``appliance status`` shows."""
     cluster = supervisor.membership.status()
-    workers = [_worker(worker, supervisor.config.workers.flows) for worker in supervisor.pool.workers]
+    forwarding = workers(supervisor)
     naming = None if supervisor.naming is None else await supervisor.naming.status()
     return {
         "node": _node(supervisor),
-        "workers": workers,
+        "workers": forwarding,
         "offloads": {name: offload.reply() for name, offload in supervisor.offloads.items()},
         "tables": _tables(supervisor, cluster),
         "cluster": {name: cluster[name] for name in _SUMMARY if name in cluster},
@@ -38,9 +39,17 @@ async def status(supervisor: Supervisor) -> dict[str, Any]:
         "upkeep": supervisor.upkeep.status(),
         "attachments": len(supervisor.environment.attachments()),
         "reload": {"successful": supervisor.reload_error == "", "at": supervisor.reloaded_at},
-        "ill": why_ill(workers),
-        "not_ready": why_not_ready(supervisor, workers, naming),
+        "firewall": supervisor.ports.status(),
+        "exposed": supervisor.ingress.status(),
+        "checks": supervisor.checks.status(),
+        "ill": why_ill(forwarding),
+        "not_ready": why_not_ready(supervisor, forwarding, naming),
     }
+
+
+def workers(supervisor: Supervisor) -> list[dict[str, Any]]:
+    """Each worker: its process, and what it counted."""
+    return [_worker(worker, supervisor.config.workers.flows) for worker in supervisor.pool.workers]
 
 
 async def picture(supervisor: Supervisor) -> dict[str, Any]:
@@ -53,18 +62,18 @@ async def picture(supervisor: Supervisor) -> dict[str, Any]:
     }
 
 
-def why_ill(workers: list[dict[str, Any]]) -> list[str]:
+def why_ill(forwarding: list[dict[str, Any]]) -> list[str]:
     """Why the node does not forward as it should, a sentence each; none if it does."""
-    gone = [f"worker {it['index']} does not run" for it in workers if not it["pid"]]
-    hung = (it for it in workers if it["pid"] and it["silent"] > SILENT_S)
+    gone = [f"worker {it['index']} does not run" for it in forwarding if not it["pid"]]
+    hung = (it for it in forwarding if it["pid"] and it["silent"] > SILENT_S)
     return gone + [f"worker {it['index']} has done nothing for {it['silent']:.1f} s" for it in hung]
 
 
 def why_not_ready(
-    supervisor: Supervisor, workers: list[dict[str, Any]], naming: dict[str, Any] | None
+    supervisor: Supervisor, forwarding: list[dict[str, Any]], naming: dict[str, Any] | None
 ) -> list[str]:
     """Why containers cannot be served, a sentence each; none if they can. Losing the broker is no reason."""
-    reasons = why_ill(workers)
+    reasons = why_ill(forwarding)
     if not supervisor.membership.provisioned.is_set():
         reasons.append(supervisor.membership.why_not_ready())
     if naming is not None and not naming["ready"]:
@@ -78,7 +87,8 @@ def _node(supervisor: Supervisor) -> dict[str, Any]:
         "address": str(supervisor.address),
         "port": supervisor.port,
         "version": __version__,
-        "uptime": round(time.monotonic() - supervisor.started, 1),
+        "pid": os.getpid(),
+        "started": supervisor.started,
         "last_error": supervisor.last_error,
     }
 

@@ -21,9 +21,10 @@ from appliance.tables.layout import IPAddress
 class Reports:
     """One worker's reports; ``descriptor`` is readable when there are some."""
 
-    def __init__(self, ring: Any) -> None:
+    def __init__(self, ring: Any, descriptor: int | None = None) -> None:
+        """``descriptor``: the eventfd of a ring that is in use already, which is ours from now on."""
         self._ring = ring
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if descriptor is None else descriptor
 
     def take(self) -> Iterator[tuple[int, IPAddress]]:
         """Kind and address of each report since the last call. A worker that lies about their number gets nowhere."""

@@ -35,6 +35,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 SOL_UDP, UDP_GRO, UDP_SEGMENT = 17, 104, 103
@@ -53,6 +54,12 @@ class WorkerSockets:
     sources: list[socket.socket]
     fragmenting: socket.socket
 
+    def named(self) -> dict[str, int]:
+        """All descriptors, by name."""
+        sources = {f"source.{i}": sock.fileno() for i, sock in enumerate(self.sources)}
+        one = {"wire": self.wire, "handoff": self.handoff, "fragmenting": self.fragmenting}
+        return {name: sock.fileno() for name, sock in one.items()} | sources
+
     @property
     def handoff_port(self) -> int:
         """Port that siblings know this worker's hand-overs by."""
@@ -62,6 +69,13 @@ class WorkerSockets:
         """Close them all."""
         for sock in (self.wire, self.handoff, self.fragmenting, *self.sources):
             sock.close()
+
+
+def adopt(take: Callable[[str], int], source_ports: int) -> WorkerSockets:
+    """The sockets of a worker that exist already; ``take`` gives the descriptor of a name. Raises KeyError."""
+    wire, handoff, fragmenting = (socket.socket(fileno=take(name)) for name in ("wire", "handoff", "fragmenting"))
+    sources = [socket.socket(fileno=take(f"source.{i}")) for i in range(source_ports)]
+    return WorkerSockets(wire, handoff, sources, fragmenting)
 
 
 def dual_stack(

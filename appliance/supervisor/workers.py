@@ -11,6 +11,10 @@ its siblings notice nothing. The first replacement is immediate; one that dies w
 
 If the template dies, the workers go on; a new template is started, and only a replacement waits for it.
 
+What is owned here is kept by others too (``supervisor.estate``), so that it outlives the supervisor: ``release`` leaves
+everything running, and the pool of the next one takes it over. ``renew`` replaces the workers on purpose, one at a
+time: each on the same queue, sockets, flows and counters, when the one before it has ended.
+
 Run by the supervisor's event loop alone. The announced epochs of the workers are the ``readers`` of the tables'
 writer; a worker that is not running holds no reference (``ASLEEP``).
 """
@@ -21,25 +25,27 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from appliance import limits
+from appliance import limits, privileges
 from appliance.config import Config
 from appliance.dataplane import flow, memory, misses
 from appliance.dataplane.balance import sticky
 from appliance.dataplane.source import MODES
 from appliance.environment.tun import TunDevice
 from appliance.observe import counters
-from appliance.supervisor import reports
+from appliance.supervisor import estate, record, reports
+from appliance.supervisor.estate import Estate, Keepers
+from appliance.supervisor.notify import Systemd
 from appliance.supervisor.sockets import WorkerSockets
-from appliance.supervisor.template import Spawn
+from appliance.supervisor.template import Spawn, process_name
 from appliance.tables import segment
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import ASLEEP, Publisher
@@ -50,6 +56,8 @@ STABLE_S = 1.0
 BACKOFF_S = 0.5
 TEMPLATE_READY_S = 180.0  # a cold cache is compiled first
 _MESSAGE_MAX = 65_536
+MEMORY: Final = ("records", "counters", "control", "misses")
+"""A worker's own segments."""
 
 
 @dataclass
@@ -68,10 +76,17 @@ class Worker:
     reports: reports.Reports
     wake: int
     pid: int = 0
+    pidfd: int = -1
+    renewing: bool = False
     started: float = 0.0
     restarts: int = -1
     running: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def named(self) -> dict[str, int]:
+        """What must outlive its process, and us."""
+        mine = {"tun": self.queue, "wake": self.wake, "missed": self.reports.descriptor}
+        return {f"{self.index}.{name}": fd for name, fd in (mine | self.fds | self.sockets.named()).items()}
 
     def close(self) -> None:
         """Give up its memory and sockets."""
@@ -89,14 +104,19 @@ def cpus_of(config: Config) -> list[int]:
     return [cpus[i % len(cpus)] if config.workers.pin else -1 for i in range(count)]
 
 
-def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: int) -> Worker:
-    """A worker's memory, before its first process."""
-    layouts: dict[str, list[segment.Section]] = {
+def _layouts(flows: int) -> dict[str, list[segment.Section]]:
+    """What each of ``MEMORY`` holds."""
+    return {
         "records": [("records", flow.FLOW, flows)],
         "counters": counters.SECTIONS,
         "control": memory.SECTIONS,
         "misses": misses.SECTIONS,
     }
+
+
+def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: int) -> Worker:
+    """A worker's memory, before its first process."""
+    layouts = _layouts(flows)
     fds = {name: segment.create(f"edge-{name}-{index}", sections) for name, sections in layouts.items()}
     records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
     counts[counters.ANNOUNCED] = ASLEEP
@@ -104,23 +124,51 @@ def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: 
     return Worker(index, cpu, queue, sockets, fds, records, counts, control, ring, reports.Reports(ring), wake)
 
 
+def adopted_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: int, left: Estate) -> Worker:
+    """A worker's memory as another supervisor made it. Raises KeyError or ValueError if it is not complete."""
+    layouts = _layouts(flows)
+    fds = {name: left.take(f"{index}.{name}") for name in layouts}
+    records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
+    reading = reports.Reports(ring, left.take(f"{index}.missed"))
+    return Worker(index, cpu, queue, sockets, fds, records, counts, control, ring, reading, left.take(f"{index}.wake"))
+
+
 class WorkerPool:
     """Starts, watches and replaces the workers."""
 
-    def __init__(self, config: Config, tun: TunDevice, sockets: list[WorkerSockets]) -> None:
-        cpus = cpus_of(config)
+    def __init__(
+        self,
+        config: Config,
+        tun: TunDevice,
+        sockets: list[WorkerSockets],
+        left: Estate | None = None,
+        systemd: Systemd | None = None,
+        note: Callable[[str, int], None] = lambda _name, _pid: None,
+    ) -> None:
+        """``left``: what another supervisor left, with which this one goes on; it must fit (``estate.verdict``).
+        ``note`` is told of each process (``record``)."""
+        cpus, flows = cpus_of(config), config.workers.flows
         self._config = config
+        self._left = left
+        self._note = note
+        made = zip(cpus, tun.descriptors, sockets, strict=True)
         self._workers = [
-            new_worker(i, cpu, tun.descriptors[i], sockets[i], config.workers.flows) for i, cpu in enumerate(cpus)
+            new_worker(i, *it, flows) if left is None else adopted_worker(i, *it, flows, left)
+            for i, it in enumerate(made)
         ]
         self._handoff_ports = tuple(s.handoff_port for s in sockets)
         self._guests: list[Any] = []
-        self.sticky = segment.create("edge-sticky", sticky.SECTIONS)
-        self.seed = int.from_bytes(os.urandom(7), "little")
+        self.sticky = segment.create("edge-sticky", sticky.SECTIONS) if left is None else left.take("sticky")
+        self.seed = int.from_bytes(os.urandom(7), "little") if left is None else int(left.manifest["seed"])
+        self._user = privileges.identity(config.workers.user, privileges.WORKER_UID, "workers.user")
+        self.keepers = Keepers(systemd or Systemd({}), self._tell)
+        """Who keeps what must outlive the supervisor."""
         self._offloads: dict[str, bool] = {}
         self._publisher: Publisher | None = None
         self._template: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
+        self._retired: socket.socket | None = None
+        self._gone = asyncio.Event()
         self._statuses: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready = asyncio.Event()
@@ -155,17 +203,62 @@ class WorkerPool:
         finally:
             self._guests = [it for it in self._guests if it is not words]
 
-    async def start(self, publisher: Publisher, *, udp_gso: bool, coalesce: bool) -> None:
-        """Start the template and all workers; returns when all run. Raises RuntimeError or TimeoutError."""
+    async def start(self, publisher: Publisher, *, udp_gso: bool, coalesce: bool, renew: bool = False) -> None:
+        """Start template and workers, or take over those that run; returns when all run.
+
+        ``renew``: those that run are of other code or settings, and are to be replaced by others of a template of
+        ours. Raises RuntimeError or TimeoutError.
+        """
         self._publisher = publisher
         self._offloads = {"udp_gso": udp_gso, "coalesce": coalesce}
-        self._spawn_task(self._keep_template())
-        await asyncio.wait_for(self._ready.wait(), TEMPLATE_READY_S)
+        self.keepers.keep({"tables": publisher.memory, "sticky": self.sticky})
         for worker in self._workers:
+            self.keepers.keep(worker.named())
             self._listen(worker)
-            self._request(worker)
+        self.adopt()
+        template = None if self._left is None else self._left.control
+        if renew:
+            self._retired, template = template, None
+        self._spawn_task(self._keep_template(template))
+        if renew or not all(worker.pid for worker in self._workers):
+            await asyncio.wait_for(self._ready.wait(), TEMPLATE_READY_S)
+        for worker in self._workers:
+            if not worker.pid:
+                self._request(worker)
         async with asyncio.timeout(limits.WORKER_EXIT_S + TEMPLATE_READY_S):
             for worker in self._workers:
+                await worker.running.wait()
+        self.keepers.describe(estate.manifest(self._config, len(self._workers), self.seed))
+        if renew:
+            self._spawn_task(self._renew_all())
+
+    def adopt(self) -> None:
+        """Watch the workers that another supervisor left running; once is enough. From then on their epochs count."""
+        left = {} if self._left is None else self._left.held
+        for worker in self._workers:
+            pidfd = left.pop(process_name(worker.index), -1)
+            if pidfd >= 0 and (pid := pid_of(pidfd)) > 0:
+                self._watch(worker, pid, pidfd)
+            elif pidfd >= 0:
+                os.close(pidfd)
+            if not worker.pid and not worker.running.is_set():
+                worker.counters[counters.ANNOUNCED] = ASLEEP
+
+    async def _renew_all(self) -> None:
+        await self.renew()
+        if self._retired is not None:
+            self._retired.send(json.dumps({"leave": True}).encode())
+            self._retired.close()
+            self._retired = None
+
+    async def renew(self) -> None:
+        """Replace all workers, one at a time. Flows and counters stay; packets wait meanwhile."""
+        await self._ready.wait()
+        for worker in self._workers:
+            if worker.running.is_set():
+                worker.renewing = True
+                await self._end_worker(worker)
+            async with asyncio.timeout(TEMPLATE_READY_S):
                 await worker.running.wait()
 
     def _spawn_task(self, work: Any) -> None:
@@ -198,51 +291,95 @@ class WorkerPool:
 
     # --- template ------------------------------------------------------------------------------------------------
 
-    async def _keep_template(self) -> None:
-        """Start the template, and again whenever it ends."""
+    def _tell(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Say something to the template, if there is one. What it must know it is told again when it is ready."""
+        if self._control is None or not self._ready.is_set():
+            return
+        try:
+            socket.send_fds(self._control, [json.dumps(message).encode()], fds)
+        except OSError as error:  # it has ended, and its end is being waited for; or its buffer is full
+            log.warning("the worker template does not listen", extra={"error": str(error)})
+
+    async def _keep_template(self, control: socket.socket | None) -> None:
+        """Start the template, and again whenever it ends; at first there may be one already."""
         while not self._stopping:
             started = time.monotonic()
-            await self._run_template()
+            if control is None:
+                await self._run_template()
+            else:
+                await self._follow(control, is_ready=True)
+                control = None
             if not self._stopping:
                 log.error("worker template ended", extra={"after_s": round(time.monotonic() - started, 1)})
                 await asyncio.sleep(BACKOFF_S)
 
     async def _run_template(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._template = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "appliance.supervisor.template",
-            str(theirs.fileno()),
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
+        with self._new_listener() as listener:
+            self._template = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "appliance.supervisor.template",
+                str(theirs.fileno()),
+                str(listener.fileno()),
+                pass_fds=[theirs.fileno(), listener.fileno()],
+                start_new_session=True,
+            )
         theirs.close()
-        self._control = ours
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ours.fileno(), self._receive, ours)
+        self._note(record.TEMPLATE, self._template.pid)
+        await self._follow(ours, is_ready=False)
+        await self._template.wait()
+
+    def _new_listener(self) -> socket.socket:
+        """Where the next supervisor finds the template; where nothing can be written, nobody will."""
         try:
-            await self._template.wait()
+            return estate.listener(self._config.paths.runtime)
+        except OSError as error:
+            log.warning("a restart will begin anew", extra={"error": str(error)})
+            nowhere = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            nowhere.bind("")  # a name that the kernel chooses
+            nowhere.listen()
+            return nowhere
+
+    async def _follow(self, control: socket.socket, *, is_ready: bool) -> None:
+        """Speak with a template until it ends."""
+        control.setblocking(False)
+        self._control, self._gone = control, asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(control.fileno(), self._receive, control)
+        if is_ready:
+            self._template_ready()
+        try:
+            await self._gone.wait()
         finally:
-            loop.remove_reader(ours.fileno())
+            loop.remove_reader(control.fileno())
             self._ready.clear()
             self._control = None
-            ours.close()
+            control.close()
+
+    def _template_ready(self) -> None:
+        self._ready.set()
+        self.keepers.tell_again()
+        for worker in self._workers:  # those that another template, or supervisor, started
+            if worker.pidfd >= 0:
+                self._tell({"hold": [process_name(worker.index)]}, [worker.pidfd])
 
     def _receive(self, control: socket.socket) -> None:
         """Handle one message of the template."""
         try:
             data, fds, _, _ = socket.recv_fds(control, _MESSAGE_MAX, 8)
-        except (BlockingIOError, ConnectionResetError):
+        except BlockingIOError:
             return
+        except ConnectionResetError:
+            data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(control.fileno())
+            self._gone.set()
             return
         message = json.loads(data)
         if "ready" in message:
             log.info("worker template ready", extra={"seconds": message["ready"]})
-            self._ready.set()
+            self._template_ready()
         elif "spawned" in message:
             self._started(self._workers[message["spawned"]], message["pid"], fds[0])
         elif "exited" in message:
@@ -272,10 +409,12 @@ class WorkerPool:
             self.seed,
             MODES[self._config.tunnel.learn_hosts],
             self._config.workers.busy_poll * 1_000,
+            *self._user,
         )
+        worker.control[memory.STOP] = 0
         tables = self._publisher.descriptor()
         socks = worker.sockets
-        fds = [tables, *(worker.fds[name] for name in ("records", "counters", "control", "misses")), worker.queue]
+        fds = [tables, *(worker.fds[name] for name in MEMORY), worker.queue]
         fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, worker.reports.descriptor]
         fds += [socks.fragmenting.fileno(), self.sticky]
         fds += [sock.fileno() for sock in socks.sources]
@@ -285,11 +424,17 @@ class WorkerPool:
             os.close(tables)
 
     def _started(self, worker: Worker, pid: int, pidfd: int) -> None:
-        worker.pid, worker.started = pid, time.monotonic()
         worker.restarts += 1
+        log.info("worker started", extra={"worker": worker.index, "pid": pid, "cpu": worker.cpu})
+        self._watch(worker, pid, pidfd)
+
+    def _watch(self, worker: Worker, pid: int, pidfd: int) -> None:
+        """A worker has a process."""
+        worker.pid, worker.pidfd, worker.started = pid, pidfd, time.monotonic()
+        worker.restarts = max(0, worker.restarts)
+        self._note(record.worker(worker.index), pid)
         worker.ended.clear()
         worker.running.set()
-        log.info("worker started", extra={"worker": worker.index, "pid": pid, "cpu": worker.cpu})
         asyncio.get_running_loop().add_reader(pidfd, self._ended, worker, pidfd)
 
     def _ended(self, worker: Worker, pidfd: int) -> None:
@@ -299,12 +444,14 @@ class WorkerPool:
         worker.counters[counters.ANNOUNCED] = ASLEEP
         worker.running.clear()
         worker.ended.set()
-        pid, worker.pid = worker.pid, 0
+        pid, worker.pid, worker.pidfd = worker.pid, 0, -1
         if self._stopping:
             return
-        log.error("worker ended", extra={"worker": worker.index, "pid": pid, "status": self._statuses.pop(pid, None)})
-        early = time.monotonic() - worker.started < STABLE_S
-        self._spawn_task(self._replace(worker, BACKOFF_S if early and worker.restarts > 0 else 0.0))
+        early = time.monotonic() - worker.started < STABLE_S and worker.restarts > 0 and not worker.renewing
+        said = {"worker": worker.index, "pid": pid, "status": self._statuses.pop(pid, None)}
+        log.log(logging.INFO if worker.renewing else logging.ERROR, "worker ended", extra=said)
+        worker.renewing = False
+        self._spawn_task(self._replace(worker, BACKOFF_S if early else 0.0))
 
     async def _replace(self, worker: Worker, delay: float) -> None:
         if delay:
@@ -318,39 +465,80 @@ class WorkerPool:
     async def stop(self) -> None:
         """Stop the workers and the template; those that do not listen are killed."""
         self._stopping = True
+        self.keepers.clear()
         for worker in self._workers:
             asyncio.get_running_loop().remove_reader(worker.reports.descriptor)
-            worker.control[memory.STOP] = 1
-            os.eventfd_write(worker.wake, 1)
-        for worker in self._workers:
-            await self._stop_worker(worker)
+        await asyncio.gather(*(self._end_worker(worker) for worker in self._workers))
+        for control in (self._control, self._retired):
+            if control is not None:
+                control.send(json.dumps({"leave": True}).encode())
         if self._control is not None:
-            self._control.shutdown(socket.SHUT_RDWR)
-        if self._template is not None and self._template.returncode is None:
-            await self._stop_template(self._template)
+            await self._stop_template()
+        await self._end_tasks()
+
+    async def release(self) -> None:
+        """Leave template and workers to the next supervisor, which finds them as they are."""
+        self._stopping = True
+        for worker in self._workers:
+            asyncio.get_running_loop().remove_reader(worker.reports.descriptor)
+        await self._end_tasks()
+
+    def keep_connection(self, descriptor: int | None) -> None:
+        """Have the connection to the cluster outlive us; None: there is none."""
+        if descriptor is None:
+            self.keepers.drop("broker")
+        else:
+            self.keepers.keep({"broker": descriptor})
+
+    def kill_stuck(self, epoch: int) -> None:
+        """End the workers that have not begun a batch since an epoch, before ``start``."""
+        for worker in self._workers:
+            if worker.pidfd >= 0 and worker.counters[counters.ANNOUNCED] < epoch:
+                log.error("worker is stuck, killed", extra={"worker": worker.index, "pid": worker.pid})
+                assert self._left is not None
+                if self._left.control is not None:
+                    socket.send_fds(self._left.control, [json.dumps({"kill": True}).encode()], [worker.pidfd])
+
+    def kill(self, pidfd: int) -> None:
+        """End a process that may be another user's."""
+        self._tell({"kill": True}, [pidfd])
+
+    async def _end_tasks(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _stop_worker(self, worker: Worker) -> None:
+    async def _end_worker(self, worker: Worker) -> None:
+        """Have a worker end; one that does not listen is killed, by the template, as it is another user's."""
         if not worker.pid:
             return
+        worker.control[memory.STOP] = 1
+        os.eventfd_write(worker.wake, 1)
         try:
             await asyncio.wait_for(worker.ended.wait(), limits.WORKER_EXIT_S)
         except TimeoutError:
             log.error("worker did not stop, killed", extra={"worker": worker.index, "pid": worker.pid})
-            os.kill(worker.pid, signal.SIGKILL)
+            self.kill(worker.pidfd)
             await worker.ended.wait()
 
-    async def _stop_template(self, template: asyncio.subprocess.Process) -> None:
+    async def _stop_template(self) -> None:
         try:
-            await asyncio.wait_for(template.wait(), limits.WORKER_EXIT_S)
+            await asyncio.wait_for(self._gone.wait(), limits.WORKER_EXIT_S)
+            if self._template is not None:
+                await asyncio.wait_for(self._template.wait(), limits.WORKER_EXIT_S)
         except TimeoutError:
-            template.kill()
-            await template.wait()
+            if self._template is not None:
+                self._template.kill()
+                await self._template.wait()
 
     def close(self) -> None:
         """Give up all memory and sockets of the workers."""
         os.close(self.sticky)
         for worker in self._workers:
             worker.close()
+
+
+def pid_of(pidfd: int) -> int:
+    """The process of a pidfd; -1 if it has ended."""
+    with Path(f"/proc/self/fdinfo/{pidfd}").open() as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith("Pid:")), -1)

@@ -32,6 +32,19 @@ class Buddy:
         self._order_of[start] = order
         return start
 
+    def reserve(self, start: int, count: int) -> None:
+        """Take the block that ``allocate`` once gave for ``count`` places. Raises ValueError if it is not free."""
+        order = max(0, count - 1).bit_length()
+        outer = next((o for o in range(order, self._orders + 1) if start >> o << o in self._free[o]), None)
+        if outer is None or start & ((1 << order) - 1):
+            raise ValueError(f"block {start}: expected a free one of {1 << order} places")
+        self._free[outer].remove(start >> outer << outer)
+        while outer > order:
+            outer -= 1
+            half = start >> outer << outer
+            self._free[outer].add(half ^ (1 << outer))
+        self._order_of[start] = order
+
     def free(self, start: int) -> None:
         """Give back a block by its start."""
         order = self._order_of.pop(start)

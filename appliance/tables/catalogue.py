@@ -9,6 +9,10 @@ instance, and not when the instance's node gets another underlay address. Flows 
 A ServiceIP's generation changes when a backend leaves its choice list, and not when the list grows or its order
 changes: it tells UDP flows to look whether they may stay.
 
+What a writer that is gone left in the tables (``legacy``) stays in force until it is confirmed or ``disinherit`` is
+called: an entry that is wanted as it is there is not written again, and keeps its generation and its ordinal, so the
+flows to it notice nothing.
+
 On a full table the change stops at the row that did not fit; ``update`` raises, and whoever calls it with the same
 addresses again tries the rest again.
 """
@@ -16,6 +20,7 @@ addresses again tries the rest again.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,10 +34,14 @@ import numpy as np
 from appliance import limits
 from appliance.tables import layout, maglev
 from appliance.tables.layout import IPAddress
+from appliance.tables.legacy import Legacy
 from appliance.tables.publish import Publisher, TableFullError
 
 NODES_AT_ONCE = 64
 """Nodes that a full table refuses together."""
+
+OWNER_MASK = 0x3FFF
+"""Bits of an owner's digest that a host's flags have room for."""
 
 NOWHERE = IPv6Address(0)
 """In place of an instance IP that there is not: both words zero."""
@@ -87,16 +96,24 @@ class Service:
 class Ordinals:
     """Numbers below a capacity, one a key, for as long as the key is there."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, taken: Mapping[IPAddress, int]) -> None:
         self._capacity = capacity
-        self._of: dict[IPAddress, int] = {}
-        self._free: list[int] = []
+        self._of = dict(taken)
+        self._next = max(taken.values(), default=-1) + 1
+        self._free = sorted(set(range(self._next)) - set(taken.values()))
 
     def take(self, key: IPAddress) -> int | None:
         """The key's number, from now on if it has none yet; None if there is none left."""
         number = self._of.get(key)
-        if number is None and (self._free or len(self._of) < self._capacity):
-            number = self._of[key] = self._free.pop() if self._free else len(self._of)
+        if number is not None:
+            return number
+        if self._free:
+            number = self._free.pop()
+        elif self._next < self._capacity:
+            number, self._next = self._next, self._next + 1
+        else:
+            return None
+        self._of[key] = number
         return number
 
     @contextmanager
@@ -159,9 +176,9 @@ class Catalogue:
         self._nodes: dict[IPAddress, Node] = {}
         self._generations: dict[IPAddress, int] = {}
         self._offers: dict[IPAddress, int] = {}
-        self._host_ordinals = Ordinals(publisher.capacity.hosts)
-        self._service_ordinals = Ordinals(publisher.capacity.services)
-        self._generation = 0
+        self.legacy = Legacy(publisher.inherited)
+        self._host_ordinals = Ordinals(publisher.capacity.hosts, self.legacy.hosts.numbers("ordinal"))
+        self._service_ordinals = Ordinals(publisher.capacity.services, self.legacy.services.numbers("ordinal"))
         self.on_host: Callable[[Host | None, Host | None], None] = lambda _before, _after: None
         """Called with each host's entry before and after a change, once the change is in the table."""
 
@@ -204,8 +221,10 @@ class Catalogue:
 
     def _put_nodes(self, nodes: list[Node]) -> None:
         """All or none of those that are new: no row may be in the table that nobody would take out of it again."""
+        rows = node_rows(nodes)
+        self.legacy.nodes.carry_over("mtu", [node.address for node in nodes], rows)  # until it is measured again
         try:
-            self._publisher.put_nodes(node_rows(nodes))
+            self._publisher.put_nodes(rows)
         except TableFullError:
             for address in (node.address for node in nodes if node.address not in self._nodes):
                 self._publisher.remove_node(*layout.words(address))
@@ -260,10 +279,16 @@ class Catalogue:
             generations = [self._generation_of(host) for host in hosts.values()]
             before = {address: self._hosts.get(address) for address in hosts}
             try:
-                with self._host_ordinals.lent(hosts, self._hosts) as ordinals, _recording(self._hosts, hosts):
+                with self._host_ordinals.lent(hosts, self._hosts) as ordinals:
                     # Who got no number comes last, and has no room in the table either.
                     numbers = [ordinal or 0 for ordinal in ordinals]
-                    self._publisher.put_hosts(host_rows(hosts.values(), generations, numbers))
+                    rows = host_rows(hosts.values(), generations, numbers)
+                    there = self.legacy.hosts.confirm(hosts, rows)
+                    self._hosts.update((address, hosts[address]) for address in there)
+                    new = {address: host for address, host in hosts.items() if address not in there}
+                    with _recording(self._hosts, new):
+                        is_new = [address not in there for address in hosts] if there else slice(None)
+                        self._publisher.put_hosts(rows[is_new])
             finally:
                 self._tell(before)
 
@@ -277,9 +302,10 @@ class Catalogue:
     def _generation_of(self, host: Host) -> int:
         """A host's generation, which is another one if the address gets another instance."""
         known = self._hosts.get(host.address)
-        if known is None or _identity(known) != _identity(host):
-            self._generation += 1
-            self._generations[host.address] = self._generation
+        if known is None and (row := self.legacy.hosts.row(host.address)) is not None and is_instance(row, host):
+            self._generations[host.address] = int(row["generation"])
+        elif known is None or _identity(known) != _identity(host):
+            self._generations[host.address] = self._publisher.new_generation()
         return self._generations[host.address]
 
     def _put_services(self, services: Mapping[IPAddress, Service]) -> None:
@@ -288,18 +314,38 @@ class Catalogue:
                 if None in ordinals:
                     self._publisher.refuse_service()
                 rows = service_rows(services.values(), ordinals, [self._offer_of(it) for it in services.values()])
-                tables = [slots_of(service) for service in services.values()]
-                with _recording(self._services, services):
-                    self._publisher.put_services(rows, choice_rows(services.values()), tables)
+                places = choice_rows(services.values())
+                there = self.legacy.confirm_services(services, rows, places)
+                self._services.update((address, services[address]) for address in there)
+                new = {address: service for address, service in services.items() if address not in there}
+                is_new = np.array([address not in there for address in services])
+                tables = [slots_of(service) for service in new.values()]
+                with _recording(self._services, new):
+                    self._publisher.put_services(rows[is_new], places[np.repeat(is_new, rows["count"])], tables)
 
     def _offer_of(self, service: Service) -> int:
         """A ServiceIP's generation: another one if it is new, or gives a backend to nobody any more."""
         known = self._services.get(service.address)
-        before = set() if known is None else {backend for backend, _ in known.weighted()}
-        if known is None or not before <= {backend for backend, _ in service.weighted()}:
-            self._generation += 1
-            self._offers[service.address] = self._generation
+        before = None if known is None else {backend for backend, _ in known.weighted()}
+        if known is None and (offered := self.legacy.offered(service.address)) is not None:
+            self._offers[service.address], before = offered
+        if before is None or not before <= {backend for backend, _ in service.weighted()}:
+            self._offers[service.address] = self._publisher.new_generation()
         return self._offers[service.address]
+
+    def disinherit(self) -> int:
+        """Take out what an earlier writer left and nobody has confirmed; how many entries that were."""
+        hosts, services, nodes = self.legacy.forget()
+        for address in services - self._services.keys():
+            self._publisher.remove_service(*layout.words(address))
+            self._service_ordinals.give(address)
+        for address in hosts - self._hosts.keys():
+            self._publisher.remove_host(*layout.words(address))
+            self._host_ordinals.give(address)
+        for address in nodes - self._nodes.keys():
+            self._publisher.remove_node(*layout.words(address))
+        self._publisher.publish()
+        return len(services - self._services.keys()) + len(hosts - self._hosts.keys())
 
     def _remove_host(self, address: IPAddress) -> None:
         self._publisher.remove_host(*layout.words(address))
@@ -329,6 +375,17 @@ def _identity(host: Host) -> tuple[object, ...]:
     return host.owner, host.instance_ip, host.down
 
 
+def is_instance(row: Any, host: Host) -> bool:
+    """Whether a row of the tables is about the same instance as a host."""
+    hi, lo = layout.words(host.instance_ip or NOWHERE)
+    return bool(row["instance_hi"] == hi and row["instance_lo"] == lo and row["flags"] >> 1 == _flags(host) >> 1)
+
+
+def _flags(host: Host) -> int:
+    owner = zlib.crc32(host.owner.encode()) & OWNER_MASK
+    return layout.HOST_LOCAL * host.local + layout.HOST_DOWN * host.down + layout.HOST_OWNER * owner
+
+
 def host_rows(hosts: Collection[Host], generations: Sequence[int], ordinals: Sequence[int]) -> Any:
     """Rows of ``layout.HOST``."""
     rows = np.zeros(len(hosts), dtype=layout.HOST)
@@ -337,7 +394,7 @@ def host_rows(hosts: Collection[Host], generations: Sequence[int], ordinals: Seq
     _set_words(rows, "instance", [host.instance_ip or NOWHERE for host in hosts])
     rows["generation"], rows["ordinal"] = generations, ordinals
     rows["port"] = [host.port for host in hosts]
-    rows["flags"] = [layout.HOST_LOCAL if host.local else 0 for host in hosts]
+    rows["flags"] = [_flags(host) for host in hosts]
     return rows
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 MAGIC: Final = 0x4544474554424C31  # "EDGETBL1"
-VERSION: Final = 2
+VERSION: Final = 3
 
 # Words of the header, an int64 array.
 H_MAGIC, H_VERSION, H_EPOCH, H_SEED, H_HOSTS, H_HOST_MASK, H_SERVICES, H_SERVICE_MASK, H_CHOICES = range(9)
@@ -26,9 +26,12 @@ H_GATEWAY4: Final = 12  # low word of this node's own IPv4 address inside the ov
 H_GATEWAY6_HI: Final = 13
 H_GATEWAY6_LO: Final = 14
 H_OVERLAYS: Final = 15  # number of overlay ranges in use
-H_WORDS: Final = 16
+H_GENERATION: Final = 16  # the last generation that an entry was given; no other process's entries may have it again
+H_WORDS: Final = 24
 
 HOST_LOCAL: Final = 1  # flag: the address is on this node
+HOST_DOWN: Final = 2  # flag: no flow may stay with it; for the next writer, as readers go by the generation
+HOST_OWNER: Final = 4  # flags: from this bit on a digest of the owner's name, for the next writer
 
 HOST: Final = np.dtype(
     [

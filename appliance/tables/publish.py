@@ -5,6 +5,10 @@ until every reader has started a batch after that epoch; see ``appliance.tables`
 announces ``ASLEEP`` and holds nothing up.
 
 Not thread-safe: one writer, one thread.
+
+A writer that dies at any instruction leaves tables that readers can go on with: an entry is complete before the one
+word that links it is stored. So the next writer takes the memory over (``Publisher(inherited=…)``): what is linked is
+in use, everything else is free as soon as every reader has begun a batch after the takeover (``is_quiet``).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -84,6 +89,23 @@ class _Entries:
         self._free: list[int] = []
         self._fresh = 0  # from here on no place was ever used, so a large table costs nothing until it is filled
 
+    def take_over(self) -> Any:
+        """The places that are linked, in ascending order; all others become free. Raises ValueError for wrong links."""
+        found: list[Any] = []
+        links = np.asarray(self._buckets[self._buckets != 0], dtype=np.int64)
+        while len(links):
+            if links.max() > len(self._entries) or sum(map(len, found)) > len(self._entries):
+                raise ValueError(f"tables.{self.name}: expected chains of entries, got links that lead nowhere")
+            found.append(links - 1)
+            links = self._entries["next"][links - 1].astype(np.int64)
+            links = links[links != 0]
+        places = np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+        if len(np.unique(places)) != len(places):
+            raise ValueError(f"tables.{self.name}: expected chains of entries, got one that is linked twice")
+        self._fresh = int(places[-1]) + 1 if len(places) else 0
+        self._free = np.setdiff1d(np.arange(self._fresh), places).tolist()
+        return places
+
     def full(self) -> TableFullError:
         """What to raise when there is no room."""
         return TableFullError(f"tables.{self.name}: all {len(self._entries)} entries are in use or not yet free")
@@ -117,16 +139,35 @@ class _Entries:
         self._free += places
 
 
-class Publisher:
-    """Creates the tables and is their only writer."""
+@dataclass(frozen=True)
+class Inherited:
+    """Copies of the rows that were linked when the tables were taken over; the choices of each service."""
 
-    def __init__(self, capacity: layout.Capacity, readers: Callable[[], Iterable[int]] = tuple) -> None:
-        """``readers`` gives the epochs that the readers announced, ``ASLEEP`` for those that hold nothing."""
+    hosts: Any
+    services: Any
+    choices: list[Any]
+    nodes: Any
+
+
+class Publisher:
+    """Creates the tables, or takes those of a writer that is gone, and is their only writer."""
+
+    def __init__(
+        self, capacity: layout.Capacity, readers: Callable[[], Iterable[int]] = tuple, inherited: int | None = None
+    ) -> None:
+        """``readers`` gives the epochs that the readers announced, ``ASLEEP`` for those that hold nothing.
+
+        ``inherited``: the writable descriptor of existing tables, which is owned from now on. Raises ValueError if they
+        have another layout or capacity, or are damaged; then nothing was changed.
+        """
         self.capacity = capacity
         self._readers = readers
-        self._fd = segment.create("edge-tables", layout.sections(capacity))
+        self._fd = segment.create("edge-tables", layout.sections(capacity)) if inherited is None else inherited
         self._tables = Tables(**segment.arrays(self._fd, layout.sections(capacity), writable=True))
-        self._write_header()
+        if inherited is None:
+            self._write_header()
+        else:
+            self._check_header()
         seed = int(self._tables.header[layout.H_SEED])
         tables, masks = self._tables, (layout.H_HOST_MASK, layout.H_SERVICE_MASK, layout.H_NODE_MASK)
         host_mask, service_mask, node_mask = (int(tables.header[mask]) for mask in masks)
@@ -136,18 +177,61 @@ class Publisher:
         self._choices = Buddy(capacity.choices)
         self._maglev = list(range(capacity.maglev - 1, -1, -1))
         self._retired: deque[tuple[int, Callable[[list[int]], None], list[int]]] = deque()
+        self.inherited = None if inherited is None else self._take_over()
+        """What the tables held when they were taken over; None if they are new."""
+
+    def _check_header(self) -> None:
+        """Raises ValueError unless the tables are what this version would have made."""
+        header, ours = self._tables.header, np.zeros(layout.H_WORDS, dtype=np.int64)
+        self._describe(ours)
+        for word in (layout.H_MAGIC, layout.H_VERSION, layout.H_HOSTS, layout.H_HOST_MASK, layout.H_SERVICES,
+                     layout.H_SERVICE_MASK, layout.H_CHOICES, layout.H_NODES, layout.H_NODE_MASK):  # fmt: skip
+            if header[word] != ours[word]:
+                raise ValueError(f"tables: expected layout version {layout.VERSION} and {self.capacity}")
+
+    def _take_over(self) -> Inherited:
+        tables = self._tables
+        hosts, nodes = tables.hosts[self._hosts.take_over()], tables.nodes[self._nodes.take_over()]
+        services = tables.services[self._services.take_over()]
+        choices = []
+        for start, count in zip(services["choices"].tolist(), services["count"].tolist(), strict=True):
+            self._choices.reserve(start, max(1, count))
+            choices.append(tables.choices[start : start + count].copy())
+        used = set(_tables_of(services))
+        self._maglev = [number for number in self._maglev if number not in used]
+        self.publish()
+        return Inherited(hosts, services, choices, nodes)
+
+    def is_quiet(self) -> bool:
+        """Whether every reader has begun a batch since the tables were taken over, so that nobody holds what was free
+        by then. Nothing may be put before."""
+        return min(self._readers(), default=ASLEEP) >= self.epoch
+
+    def new_generation(self) -> int:
+        """A generation that no entry of these tables ever had, whoever wrote it."""
+        self._tables.header[layout.H_GENERATION] += 1
+        return int(self._tables.header[layout.H_GENERATION])
 
     def _write_header(self) -> None:
         header = self._tables.header
+        self._describe(header)
+        header[layout.H_SEED] = np.frombuffer(os.urandom(8), dtype=np.int64)[0]
+        header[layout.H_EPOCH] = 1
+
+    def _describe(self, header: Any) -> None:
+        """The words that tell layout and capacity."""
         header[layout.H_HOSTS], header[layout.H_SERVICES] = self.capacity.hosts, self.capacity.services
         header[layout.H_HOST_MASK] = layout.buckets_for(self.capacity.hosts) - 1
         header[layout.H_SERVICE_MASK] = layout.buckets_for(self.capacity.services) - 1
         header[layout.H_CHOICES] = self.capacity.choices
         header[layout.H_NODES] = self.capacity.nodes
         header[layout.H_NODE_MASK] = layout.buckets_for(self.capacity.nodes) - 1
-        header[layout.H_SEED] = np.frombuffer(os.urandom(8), dtype=np.int64)[0]
-        header[layout.H_VERSION], header[layout.H_EPOCH] = layout.VERSION, 1
-        header[layout.H_MAGIC] = layout.MAGIC
+        header[layout.H_VERSION], header[layout.H_MAGIC] = layout.VERSION, layout.MAGIC
+
+    @property
+    def memory(self) -> int:
+        """The writable descriptor, for whoever keeps it for the next writer."""
+        return self._fd
 
     def descriptor(self) -> int:
         """A new read-only descriptor of the tables, for a reader. The caller closes it."""

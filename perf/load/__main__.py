@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from perf.load import tcp, udp
+from perf.load import connects, openloop, tcp, udp
 
 
 def work(task: Callable[[], Any]) -> None:
@@ -41,10 +41,11 @@ def main() -> None:
 @click.argument("size", type=int)
 @click.argument("seconds", type=float)
 @click.argument("flows", type=int)
-def udp_generator(address: str, port: int, size: int, seconds: float, flows: int) -> None:
-    """Send UDP payloads of SIZE bytes as fast as possible."""
+@click.argument("rate", type=float, default=0.0)
+def udp_generator(address: str, port: int, size: int, seconds: float, flows: int, rate: float) -> None:
+    """Send UDP payloads of SIZE bytes, RATE a second or as fast as possible."""
     with udp.Generator(address, port, flows) as source:
-        work(lambda: source.generate(size, seconds))
+        work(lambda: source.generate(size, seconds, rate))
 
 
 @main.command()
@@ -73,6 +74,46 @@ def tcp_server(port: int) -> None:
     with tcp.server(port) as endpoint:
         pin(SERVER)
         work(lambda: tcp.echo(endpoint))
+
+
+@main.command()
+@click.argument("address")
+@click.argument("port", type=int)
+@click.argument("seconds", type=float)
+@click.argument("rate", type=float)
+def open_client(address: str, port: int, seconds: float, rate: float) -> None:
+    """Send RATE requests a second, whatever becomes of them, and time the responses."""
+    with openloop.client(address, port) as endpoint:
+        work(lambda: openloop.ask(endpoint, rate, seconds))
+
+
+@main.command()
+@click.argument("port", type=int)
+def open_server(port: int) -> None:
+    """Answer requests of one client."""
+    with openloop.server(port) as endpoint:
+        pin(SERVER)
+        work(lambda: openloop.serve(endpoint))
+
+
+@main.command()
+@click.argument("address")
+@click.argument("port", type=int)
+@click.argument("seconds", type=float)
+def connect_client(address: str, port: int, seconds: float) -> None:
+    """Make one TCP connection after the other."""
+    connects.prepare()
+    pin(CLIENT)
+    work(lambda: connects.connect_for(address, port, seconds))
+
+
+@main.command()
+@click.argument("port", type=int)
+def connect_server(port: int) -> None:
+    """Accept the connections of one client."""
+    with connects.server(port) as endpoint:
+        pin(SERVER)
+        work(lambda: connects.accept_all(endpoint))
 
 
 if __name__ == "__main__":

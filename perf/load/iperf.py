@@ -6,10 +6,8 @@ iperf3's parallel streams share one thread before version 3.16; the environment 
 from dataclasses import dataclass
 from typing import Any
 
+from perf.load import ports
 from perf.load.tool import Tool, ToolError
-
-PORT = 5301
-"""The lab's own iperf3 servers have 5201 and on."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Streamed:
 
 def server(namespace: str) -> Tool:
     """A server that is ready for tests, one at a time. Raises ToolError."""
-    return Tool(namespace, "iperf3", "-s", "-p", str(PORT), "--forceflush").expect(b"listening")
+    return Tool(namespace, "iperf3", "-s", "-p", str(ports.IPERF), "--forceflush").expect(b"listening")
 
 
 def streams_in_turn(namespace: str, address: str, seconds: int, streams: int) -> Streamed:
@@ -40,7 +38,7 @@ def streams_in_turn(namespace: str, address: str, seconds: int, streams: int) ->
 
 def stream(namespace: str, address: str, seconds: int, streams: int) -> Streamed:
     """Sends over parallel streams for whole seconds (iperf3 knows no others). Raises ToolError."""
-    argv = ("iperf3", "-c", address, "-p", str(PORT), "-t", f"{seconds}", "-P", str(streams), "-J")
+    argv = ("iperf3", "-c", address, "-p", str(ports.IPERF), "-t", f"{seconds}", "-P", str(streams), "-J")
     with Tool(namespace, *argv) as client:
         return parsed(client.result(seconds))
 

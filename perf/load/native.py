@@ -17,6 +17,11 @@ MSG_WAITFORONE = 0x10000
 NOWHERE = -1
 """No descriptor: every call fails at once, so a loop is compiled without being run."""
 CLOCK_MONOTONIC = 1
+TIMER_ABSTIME = 1
+NAME = 28
+"""Bytes of struct sockaddr_in6 (ipv6(7))."""
+SPIN = 80_000
+"""Nanoseconds before a moment from which one waits awake: a timer is late by 50 µs and the wake-up (prctl(2))."""
 SECOND = 1_000_000_000
 """In nanoseconds, the unit of every time in compiled code."""
 
@@ -41,6 +46,16 @@ recvmmsg = types.ExternalFunction(
 )
 send = types.ExternalFunction("send", types.int64(types.int32, types.uint64, types.uint64, types.int32))
 recv = types.ExternalFunction("recv", types.int64(types.int32, types.uint64, types.uint64, types.int32))
+connect = types.ExternalFunction("connect", types.int32(types.int32, types.uint64, types.uint32))
+accept = types.ExternalFunction("accept", types.int32(types.int32, types.uint64, types.uint64))
+open_socket = types.ExternalFunction("socket", types.int32(types.int32, types.int32, types.int32))
+set_option = types.ExternalFunction(
+    "setsockopt", types.int32(types.int32, types.int32, types.int32, types.uint64, types.uint32)
+)
+close = types.ExternalFunction("close", types.int32(types.int32))
+_clock_nanosleep = types.ExternalFunction(
+    "clock_nanosleep", types.int32(types.int32, types.int32, types.uint64, types.uint64)
+)
 _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uint64))
 
 
@@ -56,18 +71,37 @@ def monotonic(scratch: NDArray[np.int64]) -> int:
     return int(scratch[0] * SECOND + scratch[1])
 
 
+@compiled
+def wait_until(moment: int, scratch: NDArray[np.int64]) -> int:
+    """Waits until a moment of CLOCK_MONOTONIC, asleep but for the last SPIN ns; the time then."""
+    now = monotonic(scratch)
+    if moment - now > SPIN:
+        early = moment - SPIN
+        scratch[0], scratch[1] = early // SECOND, early % SECOND
+        _clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, scratch.ctypes.data, 0)
+        now = monotonic(scratch)
+    while now < moment:
+        now = monotonic(scratch)
+    return now
+
+
 class Batch:
     """`count` messages that each point to `size` bytes of their own. Keep it while compiled code uses
     `messages`."""
 
-    def __init__(self, count: int, size: int) -> None:
-        self._payloads = np.zeros((count, size), np.uint8)
+    def __init__(self, count: int, size: int, *, names: bool = False) -> None:
+        """`names`: with room for the peer's address, as a received message leaves it and an answer needs it."""
+        self.words = np.zeros((count, -(-size // 8)), np.int64)
+        """The payloads, as words."""
         self._iovecs = np.zeros(count, IOVEC)
-        self._iovecs["base"] = addresses(self._payloads)
+        self._iovecs["base"] = addresses(self.words)
         self._iovecs["length"] = size
         self.messages = np.zeros(count, MESSAGE)
         self.messages["iov"] = addresses(self._iovecs)
         self.messages["iov_count"] = 1
+        if names:
+            self._names = np.zeros((count, NAME), np.uint8)
+            self.messages["name"], self.messages["name_length"] = addresses(self._names), NAME
 
 
 def addresses(rows: NDArray[Any]) -> NDArray[np.uint64]:

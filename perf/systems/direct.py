@@ -1,17 +1,15 @@
 """Plain routing between the nodes: each routes the other's containers over the underlay. The ceiling."""
 
-from typing import Any
-
 from appliance.lab.plan import Node
 from perf import net, topology
-from perf.systems.system import Process
+from perf.systems.system import System
 from perf.topology import PAIRS, Path, Subnet
 
 NUMBER = 91
 """Of the system's addresses."""
 
 
-class Direct:
+class Direct(System):
     """Containers' subnets routed by the nodes, with no tunnel."""
 
     name = "direct"
@@ -34,11 +32,3 @@ class Direct:
             route add {v6} via {other.underlay_v6}
             """,
         )
-
-    def processes(self) -> list[Process]:
-        """None: the kernel forwards."""
-        return []
-
-    def describe(self) -> dict[str, Any]:
-        """Nothing varies."""
-        return {}

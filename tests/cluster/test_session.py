@@ -38,7 +38,8 @@ NOTICES = f"jobs/{JOB}/updates_available"
 def test_a_connection_begins_with_subscriptions_and_says_that_the_node_is_there() -> None:
     node = Node()
     first, status = node.last
-    assert first == Subscribe((wire.topic("subnetwork/result"), wire.topic("tablequery/result"), "cluster/nodes/+"))
+    own = wire.topic("subnetwork/result"), wire.topic("tablequery/result")
+    assert first == Subscribe((*own, "cluster/nodes/+", "cluster/exposed/+"))
     here = b'{"status":"online","host_ip":"192.0.2.1","host_port":"50103"}'
     assert status == Publish(wire.topic("status"), here, retain=True)
 

@@ -42,6 +42,16 @@ def lab() -> Iterator[Lab]:
     assert leftovers(SHARED) == NOTHING
 
 
+@pytest.fixture(scope="session")
+def three() -> Iterator[Lab]:
+    """Three nodes with a worker each, an instance of the demo service on each. Whoever changes it, changes it back."""
+    try:
+        yield lifecycle.up(Spec(name=CHANGING, nodes=3, instances=3, workers=(1,)))
+    finally:
+        lifecycle.down(CHANGING)
+    assert leftovers(CHANGING) == NOTHING
+
+
 @pytest.fixture
 def build() -> Iterator[Build]:
     """Builds a lab of the wanted kind for one test."""

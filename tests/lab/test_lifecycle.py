@@ -114,7 +114,12 @@ def test_down_without_its_files_still_finds_everything() -> None:
     """As after somebody has cleared /run: no record is left, only names and marks."""
     lifecycle.up(Spec(NAME, nodes=1, instances=1, workers=(1,)))
     directory = Files(NAME).directory
-    until(lambda: shutil.rmtree(directory, ignore_errors=True) is None and not directory.exists(), "no file is left")
+
+    def cleared() -> bool:  # a supervisor writes there meanwhile
+        shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
+    until(cleared, "no file is left")
     assert leftovers(NAME)["processes"]
     lifecycle.down(NAME)
     assert leftovers(NAME) == NOTHING

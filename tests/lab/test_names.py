@@ -1,6 +1,7 @@
 """Services called by name from a lab's containers, with the tools that people use."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,16 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cluster.manager.descriptor import Descriptor
 from appliance.lab import lifecycle, network
 from appliance.lab.lifecycle import Lab
-from appliance.lab.plan import CLOSEST_V4, CLOSEST_V6, WEB_SERVICE, WEB_V4, WEB_V6, Spec, dns_name
+from appliance.lab.plan import CLOSEST_V4, CLOSEST_V6, WEB_SERVICE, WEB_V4, WEB_V6, Container, Spec, dns_name
 from appliance.naming import resolv
+from tests.conftest import ROOT
 from tests.lab.conftest import BROKEN
-from tests.lab.helpers import NOTHING, environment, instance_ip, leftovers, run, until
+from tests.lab.helpers import FAMILIES, NOTHING, environment, instance_ip, leftovers, run, until
 
 pytestmark = pytest.mark.root
 
 WEB = "web.lab.demo.lab.local"
+LONG = "long.lab.demo.lab.local"
+LONG_STRINGS = 20
 SOON_S = 1.0
 """Within which an answer follows a change of the cluster."""
 
@@ -30,6 +35,8 @@ mkdir -p /run/avahi-daemon && mount -t tmpfs tmpfs /run/avahi-daemon
 avahi-daemon -f {directory}/avahi.conf --no-drop-root --no-chroot --no-rlimits &
 sleep 1.5
 avahi-resolve -4 -n {name}
+avahi-resolve -6 -n {name}
+avahi-resolve -a {address}
 avahi-browse -trp _http._tcp
 kill %2 %1
 wait
@@ -64,6 +71,20 @@ def curl(lab: Lab, url: str, *options: str) -> str:
     """Which container answers a call."""
     done = run(lab, "client1", "curl", "-sf", "--max-time", "10", *options, url)
     return str(json.loads(done)["container"])
+
+
+def instance_ips(lab: Lab, container: Container) -> set[str]:
+    return {instance_ip(lab, container, family) for family in FAMILIES}
+
+
+@pytest.fixture
+def long(lab: Lab) -> Iterator[None]:
+    """A service whose metadata fits no datagram."""
+    parts = {"app": "demo", "namespace": "lab", "service": "long", "service_namespace": "lab"}
+    metadata = {f"key{number}": "x" * 200 for number in range(LONG_STRINGS)}
+    lab.manager.deploy([Descriptor.model_validate({**parts, "metadata": metadata})])
+    yield
+    lab.manager.undeploy("demo.lab.long.lab")
 
 
 def test_the_demos_name_is_its_jobs() -> None:
@@ -112,15 +133,42 @@ def test_over_tcp_with_edns_and_without(lab: Lab) -> None:
     assert "status: BADVERS" in dig(lab, "+edns=1", "+noednsneg", WEB)
 
 
+@pytest.mark.usefixtures("long")
+def test_an_answer_that_is_too_long_is_truncated_and_asked_again_over_tcp(lab: Lab) -> None:
+    for edns in ("+edns=0", "+noedns"):
+        cut = dig(lab, "+ignore", edns, LONG, "TXT")
+        assert "tc" in cut.partition(";; flags:")[2].partition(";")[0].split()
+        assert "ANSWER: 0" in cut
+        whole = dig(lab, edns, LONG, "TXT")
+        assert "Truncated, retrying in TCP mode" in whole
+        assert "(TCP)" in whole
+        assert all(f'"key{number}=' in whole for number in range(LONG_STRINGS))
+
+
+def test_musl_as_a_stub_resolver(lab: Lab, tmp_path: Path) -> None:
+    if shutil.which("musl-gcc") is None:
+        pytest.skip("needs musl-gcc (musl-tools)")
+    built = tmp_path / "look_up"
+    source = ROOT / "tests" / "lab" / "programs" / "look_up.c"
+    subprocess.run(["musl-gcc", "-static", "-o", built, source], check=True, timeout=60)
+    for name in ("web", WEB, "rr.web"):
+        assert set(run(lab, "client1", str(built), name).split()) == {str(WEB_V4), str(WEB_V6)}
+    assert run(lab, "client1", str(built), f"1.{WEB}").split()[0] in instance_ips(lab, lab.plan.web[1])
+    with pytest.raises(AssertionError, match="does not resolve"):
+        run(lab, "client1", str(built), f"none.{WEB.partition('.')[2]}")
+
+
 def test_avahi_and_zeroconf_find_the_service(lab: Lab, tmp_path: Path) -> None:
     tmp_path.joinpath("avahi.conf").write_text(
-        "[server]\nuse-ipv6=no\nenable-dbus=yes\nallow-interfaces=eth0\n[wide-area]\nenable-wide-area=no\n"
+        "[server]\nuse-ipv6=yes\nenable-dbus=yes\nallow-interfaces=eth0\n[wide-area]\nenable-wide-area=no\n"
     )
-    script = AVAHI.format(directory=tmp_path, name=WEB)
+    script = AVAHI.format(directory=tmp_path, name=WEB, address=WEB_V6)
     inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", script]
     command = lab.command("client1", inside)
     done = subprocess.run(command, capture_output=True, text=True, timeout=40, env=environment(lab))
     assert f"{WEB}\t{WEB_V4}" in done.stdout, done.stdout + done.stderr
+    assert f"{WEB}\t{WEB_V6}" in done.stdout, "AAAA"
+    assert f"{WEB_V6}\t{WEB}" in done.stdout, "PTR"
     assert f"=;eth0;IPv4;web\\.lab\\.demo\\.lab;Web Site;local;{WEB};{WEB_V4};80;" in done.stdout
     own = lab.manager.picture().placed(lab.plan.client()).address_v4
     found = run(lab, "client1", sys.executable, "-c", ZEROCONF, str(own))
@@ -131,6 +179,10 @@ def test_a_node_says_where_a_name_leads(lab: Lab) -> None:
     socket = str(lab.files.socket("node1"))
     said = run(lab, "node1", sys.executable, "-m", "appliance", "resolve", "--socket", socket, f"closest.{WEB}")
     assert f"service {CLOSEST_V4} policy closest" in said
+    assert f"  next {WEB_SERVICE}.0: each worker takes turns among the nearest" in said
+    said = run(lab, "node1", sys.executable, "-m", "appliance", "resolve", "--socket", socket, WEB)
+    assert said.count(": up, weight 1, 50% of new flows") == 2 * len(lab.plan.web), "both families"
+    assert "  next any of these: each worker takes its turns" in said
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from appliance.cluster.manager.descriptor import Wanted, load
+from appliance.cluster.manager.descriptor import Descriptor, Wanted, load, schema
 from appliance.config import ConfigError
 from tests.manager.processes import ROOT
 
@@ -103,6 +103,14 @@ def test_no_address_at_all_is_refused() -> None:
         load(SHORT[:-1] + ", service_ips: {rr: {v4: none, v6: none}}}", "f.yaml")
 
 
+def test_the_examples_of_the_files_are_descriptors() -> None:
+    found = [load(path.read_text(), path.name) for path in sorted((ROOT / "config" / "services").glob("*.yaml"))]
+    assert [[it.job for it in file] for file in found] == [
+        ["infra.prod.dns.edge"],
+        ["shop.prod.web.front", "shop.prod.cart.back"],
+    ]
+
+
 def test_the_examples_in_the_documentation_are_descriptors() -> None:
     examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
     assert [load(text, "cluster.md")[0].job for text in examples] == ["shop.prod.cart.web", "shop.prod.till.web"]
@@ -145,3 +153,80 @@ def test_a_wrong_modifier_is_named(old: str, new: str, error: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(POLICIES.replace(old, new), "f.yaml")
     assert error in str(caught.value)
+
+
+NORTH = """version: 1
+app: shop
+namespace: prod
+service: cart
+service_namespace: web
+service_ips: {rr: , closest: }
+exposed:
+  - {port: 80, nodes: hosting, prefer: local}
+  - port: 53
+    to: 5353
+    protocol: udp
+    address: 198.51.100.7
+    nodes: [65f0000000000000000000a1]
+    policy: closest
+health:
+  http: {port: 80, path: /healthz}
+  interval: 0.5
+  fall: 3
+drain: 5
+"""
+
+
+def test_exposed_ports_health_and_drain() -> None:
+    (it,) = load(NORTH, "f.yaml")
+    assert [(port.target, it.policy_of(port), port.nodes) for port in it.exposed] == [
+        (80, "rr", "hosting"),
+        (5353, "closest", ("65f0000000000000000000a1",)),
+    ]
+    assert it.health is not None
+    assert (it.health.interval, it.health.fall, it.health.rise, it.health.panic, it.drain) == (0.5, 3, 1, 50, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("version: 1", "version: 2", "f.yaml:1: version: expected 1, the version of descriptors that this is, got 2"),
+        ("to: 5353", "to: 70000", "f.yaml:10: exposed.1.to: expected an integer from 1 to 65535, got 70000"),
+        ("protocol: udp", "protocol: sctp", 'f.yaml:11: exposed.1.protocol: expected one of tcp, udp, got "sctp"'),
+        (
+            "198.51.100.7",
+            "127.0.0.1",
+            'f.yaml:12: exposed.1.address: expected an address of the nodes such as 198.51.100.7, got "127.0.0.1"',
+        ),
+        ("nodes: hosting", "nodes: some", "f.yaml:8: exposed.0.nodes: expected all, hosting, or a list of nodes' ids"),
+        ("prefer: local", "prefer: near", 'f.yaml:8: exposed.0.prefer: expected one of policy, local, got "near"'),
+        ("port: 53", "prot: 53", "f.yaml:9: exposed.1.port: expected a value, got nothing"),
+        ("to: 5353", "too: 1", "f.yaml:10: exposed.1.too: expected a known key (did you mean to?), got 1"),
+        ("policy: closest", "policy: maglev", "f.yaml:1: descriptor: expected exposed to name policies of service_ips"),
+        ("port: 80, nodes", "port: 53, protocol: udp, address: 198.51.100.7, nodes", "each of exposed with a port of"),
+        ("  http: {port: 80, path: /healthz}\n", "", "15: health: expected exactly one of tcp, http and command"),
+        ("  http:", "  tcp: 80\n  http:", "15: health: expected exactly one of tcp, http and command"),
+        ("path: /healthz", "path: healthz", "f.yaml:16: health.http.path: expected a path such as /healthz"),
+        ("path: /healthz", "pat: /", "f.yaml:16: health.http.pat: expected a known key (did you mean path?)"),
+        ("interval: 0.5", "interval: 0", "f.yaml:17: health.interval: expected seconds from 0.1 to 3600, got 0"),
+        ("fall: 3", "fall: 0", "f.yaml:18: health.fall: expected an integer from 1 to 100, got 0"),
+        ("fall: 3", "command: ls", "f.yaml:18: health.command: expected a program and its arguments, such as"),
+        ("drain: 5", "drain: soon", 'f.yaml:19: drain: expected seconds from 0 to 3600, got "soon"'),
+        ("exposed:\n", "exposed: 5\nports:\n", "f.yaml:7: exposed: expected a list, got 5"),
+        ("app: shop", "app: appliance", "f.yaml:1: descriptor: expected another app than appliance"),
+        ("    to: 5353", "    to: 5353\n    to: 5354", "11: exposed.1.to: expected each key once (line 10 has it)"),
+    ],
+)
+def test_each_class_of_error_names_line_key_and_expectation(old: str, new: str, error: str) -> None:
+    assert old in NORTH
+    with pytest.raises(ConfigError) as caught:
+        load(NORTH.replace(old, new), "f.yaml")
+    assert error in str(caught.value)
+
+
+def test_the_schema_is_the_models() -> None:
+    made = schema()
+    assert set(made["properties"]) == set(Descriptor.model_fields)
+    assert made["required"] == ["app", "namespace", "service", "service_namespace"]
+    assert made["$defs"]["Exposure"]["required"] == ["port"]
+    assert made["$defs"]["Health"]["properties"]["panic"]["description"].startswith("Percent")

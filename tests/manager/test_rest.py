@@ -1,5 +1,6 @@
 """The HTTP interface: ours, and the words of existing clusters."""
 
+import json
 import subprocess
 import sys
 from itertools import count
@@ -176,3 +177,38 @@ def test_the_manager_does_without_the_packet_path() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=20, cwd=ROOT)
     assert done.stdout == "False\n"
+
+
+def test_deploy_says_beforehand_what_it_would_change(manager: Manager, job: str, tmp_path: Path) -> None:
+    file, other = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    file.write_text(json.dumps(body(job, instances=2)))
+    other.write_text(json.dumps(body(job, exposed=[{"port": 81}])))
+
+    def said(*arguments: str) -> Result:
+        return CliRunner().invoke(main, [*arguments, "--manager", manager.url])
+
+    first = said("deploy", "-f", str(file), "--dry-run")
+    assert (first.exit_code, first.output.splitlines()[:2]) == (0, [job, "  + instances: 2"])
+    assert manager.call("GET", f"/v1/services/{job}")[0] == 404
+    assert said("diff", "-f", str(file)).exit_code == 1
+    assert said("deploy", "-f", str(file)).exit_code == 0
+    same = said("diff", str(file))
+    assert (same.exit_code, same.output) == (0, "nothing would change\n")
+    changed = said("diff", str(other))
+    assert (changed.exit_code, changed.output.splitlines()) == (
+        1,
+        [job, "  ~ instances: 2 -> 1", '  + exposed: [{"port": 81}]'],
+    )
+    assert said("undeploy", str(file)).exit_code == 0
+
+
+def test_the_schema_is_printed_without_a_manager() -> None:
+    printed = CliRunner().invoke(main, ["deploy", "--schema"])
+    assert json.loads(printed.output)["title"] == "Descriptor"
+
+
+def test_an_instance_that_leaves_drains_first(manager: Manager, job: str) -> None:
+    """Removed by the manager, once its time is over; one that never ran goes at once."""
+    manager.call("PUT", f"/v1/services/{job}", body(job, instances=2, drain=0.5))
+    assert manager.call("PUT", f"/v1/services/{job}", body(job, instances=1, drain=0.5))[0] == 200
+    assert len(manager.service(job)["instances"]) == 1

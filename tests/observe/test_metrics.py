@@ -21,7 +21,7 @@ def worker(index: int, **changes: Any) -> dict[str, Any]:
 def picture(**changes: Any) -> dict[str, Any]:
     """A node of two workers that has no cluster and no resolver."""
     return {
-        "node": {"id": "", "address": "192.0.2.1", "port": 50103, "version": "1", "uptime": 5.0, "last_error": ""},
+        "node": {"id": "", "address": "192.0.2.1", "port": 50103, "version": "1", "started": 5.0, "last_error": ""},
         "workers": [worker(0), worker(1)],
         "offloads": {"tun_tso": {"wanted": True, "on": False, "reason": "refused"}},
         "tables": {"epoch": 3, "hosts": 4, "capacity": {"hosts": 16}},

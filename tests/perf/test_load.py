@@ -2,11 +2,12 @@
 
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from perf.load import iperf, tcp, udp
+from perf.load import connects, histogram, iperf, openloop, tcp, udp
 from perf.load.sockets import limit
 from perf.load.tool import ToolError
 
@@ -27,6 +28,8 @@ def test_the_sink_counts_every_packet_that_the_generator_sent(address, flows):
     assert sent.refused == 0
     assert found[0].packets == sent.packets
     assert 0 < found[0].seconds < sent.seconds + udp.IDLE
+    assert found[0].reordered == 0
+    assert found[0].latency["p50"] > 0
 
 
 def test_a_packet_has_the_size_that_was_asked_for():
@@ -89,3 +92,85 @@ def test_percentiles_are_of_the_round_trips_themselves():
 def test_iperf3_says_what_it_lacked():
     with pytest.raises(ToolError, match="unable to connect"):
         iperf.parsed({"start": {}, "error": "unable to connect to server"})
+
+
+def test_a_rate_is_held():
+    with udp.Generator("127.0.0.1", 9, flows=4) as source:
+        sent = source.generate(64, 0.2, rate=50_000)
+    assert sent.packets + sent.refused == pytest.approx(10_000, rel=0.05)
+
+
+def test_what_comes_after_a_later_packet_of_its_flow_is_reordered():
+    found = []
+    with udp.sink(0) as sink, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+        for flow, number in ((0, 0), (0, 2), (1, 0), (0, 1), (0, 3), (1, 1)):
+            words = np.array([flow, number, 0], np.int64)
+            source.sendto(words.tobytes(), ("127.0.0.1", sink.getsockname()[1]))
+        found.append(udp.count(sink))
+    assert (found[0].packets, found[0].reordered) == (6, 1)
+
+
+def test_the_histogram_is_as_exact_as_it_says():
+    times = np.random.default_rng(1).lognormal(10, 3, 10_000).astype(np.int64)
+    counts = histogram.empty()
+    for each in times:
+        histogram.record(counts, each)
+    found = histogram.percentiles(counts)
+    for name, value in found.items():
+        exact = np.percentile(times, float(name[1:]), method="inverted_cdf") / 1e3
+        assert exact <= value <= exact * (1 + 1 / histogram.STEPS) + 0.001
+
+
+def test_the_histogram_takes_any_time():
+    counts = histogram.empty()
+    for each in (-5, 0, 1, 255, 256, 1 << 62):
+        histogram.record(counts, each)
+    assert counts.sum() == 6
+    assert histogram.percentiles(histogram.empty()) == {}
+
+
+def in_turn(serve, ask):
+    """What a server and its client each found."""
+    served = []
+    thread = threading.Thread(target=lambda: served.append(serve()))
+    thread.start()
+    asked = ask()
+    thread.join(10)
+    return served[0], asked
+
+
+def test_open_loop_requests_are_answered_and_keep_their_schedule():
+    with openloop.server(0) as server, openloop.client("127.0.0.1", server.getsockname()[1]) as client:
+        served, asked = in_turn(lambda: openloop.serve(server), lambda: openloop.ask(client, 5_000, 0.2))
+    assert asked.requests == 1_000
+    assert served.responses == 1_000 - asked.lost
+    assert asked.percentiles["p50"] >= asked.late["p50"]
+
+
+def test_a_stall_is_felt_by_all_that_arrive_in_it():
+    """The server begins after the last request: a closed loop would count one long response, here all of them are."""
+    with openloop.server(0) as server, openloop.client("127.0.0.1", server.getsockname()[1]) as client:
+
+        def late():
+            time.sleep(0.4)
+            return openloop.serve(server)
+
+        _, asked = in_turn(late, lambda: openloop.ask(client, 2_000, 0.1))
+    assert asked.percentiles["p50"] > 10_000
+    assert asked.lost == 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_connections_are_counted_by_both_ends(address):
+    with connects.server(0) as server:
+        port = server.getsockname()[1]
+        connects.prepare()
+        taken, made = in_turn(lambda: connects.accept_all(server), lambda: connects.connect_for(address, port, 0.1))
+    assert made.failed == 0
+    assert made.connections == taken.connections > 10
+
+
+def test_a_refused_connection_is_a_failure():
+    found = connects.connect_for("127.0.0.1", 9, 0.01)
+    assert found.connections == 0
+    assert found.failed > 0

@@ -11,7 +11,9 @@ from pyroute2 import netns
 
 from appliance.lab.processes import inside
 from perf import net, topology
+from perf.load import iperf, ports
 from perf.load.tool import ROOT
+from perf.systems import OTHERS
 from perf.systems.direct import Direct
 from perf.systems.vxlan import Vxlan
 from perf.topology import PLAN, Subnet
@@ -31,11 +33,15 @@ def nodes():
     assert ours() == []
 
 
-@pytest.mark.parametrize("system", [Direct(), Vxlan()], ids=lambda it: it.name)
-def test_the_client_reaches_the_server_in_both_families(nodes, system):
+@pytest.mark.parametrize("system", [Direct(), Vxlan(), *OTHERS], ids=lambda it: it.name)
+def test_the_client_reaches_the_server(nodes, system):
+    if missing := system.missing():
+        pytest.skip(f"{system.name}: expected the Debian packages {', '.join(missing)}")
     path = system.set_up()
-    for address in (path.address_v4, path.address_v6):
-        net.run(*inside(path.client, ["ping", "-c", "1", "-W", "3", address]))
+    with system.active(), iperf.server(path.server):
+        for address in filter(None, (path.address_v4, path.address_v6)):
+            net.run(*inside(path.client, ["iperf3", "-c", address, "-p", str(ports.IPERF), "-n", "1M"]))
+    assert path.address_v6 or system.name == "nebula"
 
 
 def test_vxlan_is_really_on_the_underlay(nodes):

@@ -5,10 +5,12 @@ detachment, it dies as by SIGKILL. What it does at its start does not count.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from appliance import config
 from appliance.environment.attachment import Attachment, NetnsRef
+from appliance.environment.portmap import PortMapping
 from appliance.supervisor import main
 from tests.environment.faults import Fault, kill
 
@@ -18,10 +20,12 @@ class Dying(main.Supervisor):
 
     after = 0
 
-    async def attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
+    async def attach(
+        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = ()
+    ) -> Attachment:
         """Dies, if the plan has so many commands."""
         self.environment.fault_point = Fault(self.after, kill)
-        return await super().attach(service, instance, netns)
+        return await super().attach(service, instance, netns, ports)
 
     async def detach(self, service: str, instance: int) -> bool:
         """Dies, if the plan has so many commands."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.supervisor.answers import answering
+from tests.supervisor.answers import call as answer
 from tests.supervisor.world import HUB, MQTT_PORT, Node, World, ping, ready, until
 
 pytestmark = pytest.mark.root
@@ -77,6 +79,31 @@ def test_an_engine_registers_deploys_and_undeploys(hub: World) -> None:
         assert node.api.attachments() == []
 
 
+def test_an_engines_port_mappings(hub: World) -> None:
+    """The first of two containers that want a port has it, and its client is seen; with the container it is free."""
+    hub.manager().deploy(JOB, 2)
+    node, path = engine(hub)
+    assert call(path, "/register", REGISTRATION)[0] == 200
+    containers = [hub.container(), hub.container()]
+    before = node.namespace.command("nft", "list", "ruleset")
+    with (
+        containers[0].process() as one,
+        containers[1].process() as two,
+        answering(containers[0], "web0", 80),
+        answering(containers[1], "web1", 80),
+    ):
+        wanted = "8080:80;8080:80/udp;8081:80/tcp"
+        assert call(path, "/container/deploy", deployment(one, 0, portMappings=wanted))[0] == 200
+        for protocol in ("tcp", "udp"):
+            assert answer(hub.hub, protocol, node.address, 8080) == ("web0", HUB)
+        assert call(path, "/container/deploy", deployment(two, 1, portMappings="8081:80"))[:2] == (500, b"")
+        assert "8081/tcp is another container's" in node.api.status()["node"]["last_error"]
+        assert call(path, "/container/undeploy", deployment(-1, 0))[0] == 200
+        assert node.namespace.command("nft", "list", "ruleset") == before
+        assert call(path, "/container/deploy", deployment(two, 1, portMappings="8081:80"))[:1] == (200,)
+        assert answer(hub.hub, "tcp", node.address, 8081) == ("web1", HUB)
+
+
 @pytest.mark.parametrize("node_id", [ONE, TWO])
 def test_a_registration_is_remembered_and_gives_way_to_another(hub: World, node_id: str) -> None:
     hub.manager()
@@ -102,10 +129,10 @@ def test_what_is_refused(hub: World) -> None:
         deployment(2**22 - 1),
         deployment(1, serviceName="web"),
         deployment(1, portMappings="80,81"),
-        deployment(1, portMappings="8080:80"),
+        deployment(1, portMappings="50103/udp"),
     ):
         assert call(path, "/container/deploy", wrong)[:2] == (500, b"")
-    assert "does not map ports yet" in node.api.status()["node"]["last_error"]
+    assert "expected another port than the tunnel's own" in node.api.status()["node"]["last_error"]
     assert call(path, "/unikernel/deploy", deployment(0))[:2] == (500, b"")
     assert call(path, "/nothing", {})[0] == 404
     assert call(path, "/register", b"", "GET")[0] == 405

@@ -137,13 +137,14 @@ class Node:
         if self.popen is not None and self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
-        until(self._is_empty, f"{self.name}: workers and template end with their supervisor")
+        until(self._is_empty, f"{self.name}: nothing runs any more")
 
     def _is_empty(self) -> bool:
-        """Whether nothing runs; a resolver, which outlives its supervisor on purpose, is told to end."""
-        for pid in self.resolvers():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        """Whether nothing runs; what outlives its supervisor on purpose is ended."""
+        for pid in self.processes():
+            if _name(pid).startswith("edge-"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         return not self.processes()
 
     def resolvers(self) -> list[int]:

@@ -15,9 +15,10 @@ INSTANCE = "instance_ip"
 def found(state: State, cluster: str, job: str, key: str) -> dict[str, Any]:
     """A job with all instances that packets can be sent to, by number. The job must exist."""
     document = state.job(job) or Job()
-    instances = ((number, state.live(job, number)) for number in state.numbers(job))
+    states = effective(state, job)
+    instances = ((number, state.live(job, number)) for number in states)
     listed = [
-        _instance(number, instance, instance.placement, document.service_ips, cluster)
+        _instance(number, instance, instance.placement, document.service_ips, cluster, states[number])
         for number, instance in instances
         if instance is not None and instance.placement is not None
     ]
@@ -27,13 +28,33 @@ def found(state: State, cluster: str, job: str, key: str) -> dict[str, Any]:
     return {"app_name": job, "instance_list": listed, "query_key": key, **names}
 
 
+def effective(state: State, job: str) -> dict[int, str]:
+    """The state that nodes are told of each instance, by number: one that its node's checks found bad is down, unless
+    fewer than ``panic`` percent of those that are wanted up are good: then the checks do not count."""
+    document = state.job(job) or Job()
+    instances = {number: it for number in state.numbers(job) if (it := state.instance(job, number)) is not None}
+    health = document.names.health
+    if health is None:
+        return {number: it.state for number, it in instances.items()}
+    live = [number for number, it in instances.items() if it.state == "up" and state.live(job, number) is not None]
+    good = [number for number in live if instances[number].healthy]
+    in_panic = not good or 100 * len(good) < health.panic * len(live)
+    bad = set() if in_panic else set(live) - set(good)
+    return {number: "down" if number in bad else it.state for number, it in instances.items()}
+
+
 def nothing(name: str, key: str) -> dict[str, Any]:
     """The answer about a job that does not exist; `name` is empty if an address was asked for."""
     return {"app_name": name, "instance_list": [], "query_key": key}
 
 
 def _instance(
-    number: int, instance: Instance, placement: Placement, service_ips: tuple[ServiceIp, ...], cluster: str
+    number: int,
+    instance: Instance,
+    placement: Placement,
+    service_ips: tuple[ServiceIp, ...],
+    cluster: str,
+    effective_state: str,
 ) -> dict[str, Any]:
     own = {"IpType": INSTANCE, "Address": str(instance.v4), "Address_v6": str(instance.v6)}
     entry = {
@@ -48,7 +69,7 @@ def _instance(
         "host_port": placement.port,
         "service_ip": [*map(_service_ip, service_ips), own],
         "weight": None if instance.weight == 1 else instance.weight,
-        "state": None if instance.state == "up" else instance.state,
+        "state": None if effective_state == "up" else effective_state,
     }
     return {name: value for name, value in entry.items() if value is not None}
 

@@ -6,6 +6,8 @@ The manager itself, with its broker's and HTTP libraries, is imported only by th
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import sys
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,7 +18,7 @@ import click
 from appliance.cli import Command, emit, json_option, one_line
 from appliance.cluster.manager.addresses import Plan, PlanError
 from appliance.cluster.manager.client import ManagerClient
-from appliance.cluster.manager.descriptor import Descriptor, load
+from appliance.cluster.manager.descriptor import Descriptor, load, schema
 from appliance.cluster.manager.settings import ROLL_CALL_S, Settings
 from appliance.config import ConfigError, IPNetwork, Problem
 
@@ -61,6 +63,18 @@ class Network(click.ParamType[IPNetwork]):
             self.fail(f"expected a network without host bits, got {value}", param, ctx)
 
 
+class NodeId(click.ParamType[str]):
+    """A node's identity."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """24 lower-case hexadecimal digits."""
+        if not re.fullmatch("[0-9a-f]{24}", str(value)):
+            self.fail(f"expected 24 lower-case hexadecimal digits, got {value}", param, ctx)
+        return str(value)
+
+
 def broker_options(command: Command) -> Command:
     """What the broker and the managers have in common."""
     defaults = Settings()
@@ -72,6 +86,9 @@ def broker_options(command: Command) -> Command:
         ),
         click.option("--nats-port", default=defaults.nats_port, show_default=True, help="NATS port on the loopback."),
         click.option("--state", type=directory, default=defaults.state, show_default=True, help="The broker's store."),
+        click.option(
+            "--pki", type=directory, help="Directory of `cluster init`: TLS, and each node its own topics only."
+        ),
         click.option("--runtime", type=directory, default=defaults.runtime, show_default=True, help="Generated files."),
         click.option(
             "--sync", default=defaults.sync, show_default=True, help="Write to the disk always, or each such as 2m."
@@ -153,6 +170,28 @@ def broker(log_level: str, **options: Any) -> None:
 
 
 @cluster.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--host", "hosts", multiple=True, help="Name or address that nodes reach the broker at; repeatable.")
+@click.option("--node", "nodes", multiple=True, type=NodeId(), help="Identity of a node; repeatable.")
+@json_option
+def init(directory: Path, hosts: tuple[str, ...], nodes: tuple[str, ...], as_json: bool) -> None:
+    """Make the cluster's authority in DIRECTORY, and certificates for the broker, managers and nodes.
+
+    What is there stays: call it again for further nodes, and send the manager a SIGHUP.
+    """
+    from appliance.cluster.manager import pki
+
+    try:
+        if not hosts and not pki.pair(directory, "server").certificate.exists():
+            raise click.UsageError("expected --host: nodes check that the broker is where they look for it")
+        made = [str(path) for path in pki.init(directory, hosts, nodes)]
+    except (pki.PkiError, OSError) as error:
+        click.echo(f"appliance cluster: {error}", err=True)
+        sys.exit(1)
+    emit({"made": made}, as_json, lambda: "\n".join(made) or "everything is there")
+
+
+@cluster.command()
 @manager_option
 @json_option
 def nodes(manager: str, as_json: bool) -> None:
@@ -171,6 +210,7 @@ def _plan(options: dict[str, Any]) -> dict[str, Any]:
 def _until_stopped(log_level: str, settings: Settings, what: Literal["run", "run_broker"]) -> None:
     from appliance.cluster.manager import manager
     from appliance.cluster.manager.broker import BrokerError
+    from appliance.cluster.manager.pki import PkiError
     from appliance.cluster.manager.store import UnavailableError
     from appliance.observe.log import configure
 
@@ -179,7 +219,7 @@ def _until_stopped(log_level: str, settings: Settings, what: Literal["run", "run
     status = 1
     try:
         status = asyncio.run(main(settings))
-    except* (BrokerError, UnavailableError, OSError) as group:
+    except* (BrokerError, PkiError, UnavailableError, OSError) as group:
         for error in group.exceptions:
             click.echo(f"appliance cluster: {_innermost(error)}", err=True)
     sys.exit(status)
@@ -192,17 +232,75 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
+def files_options(command: Command) -> Command:
+    """FILE… and -f FILE, which are the same."""
+    path = click.Path(path_type=Path)
+    command = click.option("-f", "--file", "files", type=path, multiple=True, help="The same as FILE.")(command)
+    return click.argument("file", type=path, nargs=-1)(command)
+
+
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@files_options
+@click.option("--dry-run", is_flag=True, help="Only say what would change, or why it cannot.")
+@click.option("--schema", "show_schema", is_flag=True, help="Print the JSON schema of descriptors, no more.")
 @manager_option
 @json_option
-def deploy(file: Path, manager: str, as_json: bool) -> None:
+def deploy(
+    file: tuple[Path, ...], files: tuple[Path, ...], dry_run: bool, show_schema: bool, manager: str, as_json: bool
+) -> None:
     """Deploy the services that FILE describes, or change them to what it says."""
+    if show_schema:
+        click.echo(json.dumps(schema(), indent=2))
+        return
+    if dry_run:
+        _preview((*file, *files), manager, as_json)
+        return
     with one_line():
-        descriptors = _read(file)
+        descriptors = _read_all((*file, *files))
         client = ManagerClient(manager)
         made = [client.deploy(descriptor) for descriptor in descriptors]
     emit({"services": made}, as_json, lambda: "\n".join(map(_service, made)))
+
+
+@click.command()
+@files_options
+@manager_option
+@json_option
+def diff(file: tuple[Path, ...], files: tuple[Path, ...], manager: str, as_json: bool) -> None:
+    """Show what deploying FILE would change. Exit status 1: something; 0: nothing."""
+    sys.exit(1 if _preview((*file, *files), manager, as_json) else 0)
+
+
+def _preview(files: tuple[Path, ...], manager: str, as_json: bool) -> bool:
+    """Prints what would change; whether anything would."""
+    with one_line():
+        client = ManagerClient(manager)
+        changes = {it.job: client.preview(it) for it in _read_all(files)}
+    lines = [line for job, found in changes.items() for line in _difference(job, found)]
+    emit({"changes": changes}, as_json, lambda: "\n".join(lines) or "nothing would change")
+    return any(changes.values())
+
+
+def _difference(job: str, changes: list[dict[str, Any]]) -> list[str]:
+    """A service's name, and a line for each key that changes; no line if none does."""
+    lines = [f"  {_mark(it)} {it['key']}: {_values(it)}" for it in changes]
+    return [job, *lines] if lines else []
+
+
+def _mark(change: dict[str, Any]) -> str:
+    return "+" if change["before"] is None else "-" if change["after"] is None else "~"
+
+
+def _values(change: dict[str, Any]) -> str:
+    values = [json.dumps(it) for it in (change["before"], change["after"]) if it is not None]
+    return " -> ".join(values)
+
+
+def _read_all(files: tuple[Path, ...]) -> list[Descriptor]:
+    """The descriptors in all files. Raises ConfigError, and UsageError if there is no file."""
+    if not files:
+        raise click.UsageError("expected a FILE")
+    return [descriptor for file in files for descriptor in _read(file)]
 
 
 @click.command()
@@ -244,8 +342,25 @@ def _service(service: dict[str, Any]) -> str:
         lines.append(f"  {it['policy']:<8} {it['v4'] or '-':<15} {it['v6'] or '-'}")
     for it in service["instances"]:
         where = f"{it['node']} {it['host']}:{it['port']}" if "node" in it else ""
-        lines.append(f"  {it['number']:<8} {it['v4']:<15} {it['v6']:<24} {it['status']:<7} {where}".rstrip())
+        lines.append(f"  {it['number']:<8} {it['v4']:<15} {it['v6']:<24} {_condition(it):<15} {where}".rstrip())
+    lines += [f"  exposed  {_exposed(it)}" for it in service["exposed"]]
     return "\n".join(lines)
+
+
+def _condition(instance: dict[str, Any]) -> str:
+    """Whether an instance runs; what is wanted of it, and what its checks say, where that is not the usual."""
+    words = [instance["status"]]
+    if instance.get("state", "up") != "up":
+        words.append(instance["state"])
+    if instance.get("healthy") is False:
+        words.append("unhealthy" if instance["chosen"] == "down" else "unhealthy, panic")
+    return ", ".join(words)
+
+
+def _exposed(port: dict[str, Any]) -> str:
+    where = f"{port['address']} " if port["address"] else ""
+    nodes = port["nodes"] if isinstance(port["nodes"], str) else ", ".join(port["nodes"])
+    return f"{where}{port['port']}/{port['protocol']} -> {port['to'] or port['port']}, nodes: {nodes}"
 
 
 def _node(node: dict[str, Any]) -> str:

@@ -25,8 +25,13 @@ class ManagerClient:
 
     def deploy(self, descriptor: Descriptor) -> dict[str, Any]:
         """Makes a service what its descriptor says; the service as it then is."""
-        body = descriptor.model_dump_json().encode()
+        body = descriptor.model_dump_json(exclude_defaults=True).encode()
         return self._request("PUT", f"/v1/services/{quote(descriptor.job, safe='')}", body)
+
+    def preview(self, descriptor: Descriptor) -> list[dict[str, Any]]:
+        """What `deploy` of the same would change: keys, each with what it is before and after."""
+        body = descriptor.model_dump_json(exclude_defaults=True).encode()
+        return list(self._request("POST", f"/v1/services/{quote(descriptor.job, safe='')}/preview", body)["changes"])
 
     def undeploy(self, job: str) -> None:
         """Removes a service."""

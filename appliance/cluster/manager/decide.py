@@ -16,18 +16,22 @@ from appliance.cluster.manager import topics
 from appliance.cluster.manager.addresses import Plan
 from appliance.cluster.manager.answers import found, nothing
 from appliance.cluster.manager.documents import (
+    SERVICES,
     SUBNETS,
     Instance,
     Interest,
+    Job,
     Node,
     Placement,
     Pool,
     instance_key,
     interest_key,
+    job_key,
     node_key,
 )
 from appliance.cluster.manager.requests import (
     AddressChanged,
+    Checked,
     Deployed,
     InterestRemoved,
     Request,
@@ -37,6 +41,7 @@ from appliance.cluster.manager.requests import (
     Undeployed,
 )
 from appliance.cluster.manager.state import Changes, State
+from appliance.cluster.topics import ingress_job
 
 DEPLOYMENT = "DEPLOYMENT"
 UNDEPLOYMENT = "UNDEPLOYMENT"
@@ -85,7 +90,9 @@ def decide(state: State, plan: Plan, cluster: str, origin: Origin, request: Requ
         case SubnetWanted():
             return lease(state, plan, origin)
         case Deployed():
-            return deployed(state, origin, request)
+            return deployed(state, plan, origin, request)
+        case Checked():
+            return checked(state, origin, request)
         case Undeployed():
             return undeployed(state, origin, request)
         case AddressChanged():
@@ -131,20 +138,53 @@ def _leased(node: str, document: Node) -> Message:
 # --- instances ----------------------------------------------------------------------------------
 
 
-def deployed(state: State, origin: Origin, request: Deployed) -> Outcome:
-    """Places an instance where its node says it runs. Raises RefusedError for one that was not asked for."""
-    instance = _expected(state, request.job, request.number)
+def deployed(state: State, plan: Plan, origin: Origin, request: Deployed) -> Outcome:
+    """Places an instance where its node says it runs. Raises RefusedError for one that was not asked for.
+
+    A node that has ports for exposed services announces itself, as the only instance of a job of its own.
+    """
+    made: Changes = {}
+    if request.job == ingress_job(origin.node) and request.number == 0 and state.job(request.job) is None:
+        instance, made = _ingress(state, plan, request.job)
+    else:
+        instance = _expected(state, request.job, request.number)
     _check_addresses(state, origin.node, request)
     if instance.announced_at > origin.number:
         return Outcome()
     placement = Placement(
         node=origin.node, address_v4=request.v4, address_v6=request.v6, host=request.host, port=request.port
     )
-    placed = instance.model_copy(update={"placement": placement, "announced_at": origin.number})
+    moved = instance.placement is None or instance.placement.node != origin.node
+    news = {"placement": placement, "announced_at": origin.number, **({"healthy": None} if moved else {})}
+    placed = instance.model_copy(update=news)
     replaced = _replaced(state, origin, request)
-    changes = {**replaced, instance_key(request.job, request.number): placed, **_present(state, origin)}
+    changes = {**made, **replaced, instance_key(request.job, request.number): placed, **_present(state, origin)}
     gone = [_job_of(key) for key in replaced]
     return Outcome(changes, notices([request.job], DEPLOYMENT) + notices(gone, UNDEPLOYMENT))
+
+
+def _ingress(state: State, plan: Plan, job: str) -> tuple[Instance, Changes]:
+    """The instance that a node itself is, with addresses of its own. Raises ExhaustedError."""
+    pool, cursors, found = state.pool(SERVICES), {}, []
+    for space in (plan.service_v4, plan.instance_v6):
+        unit, cursors[space.name] = space.free(
+            pool.cursors.get(space.name, 0), lambda unit: state.owner(unit.network_address) is not None
+        )
+        found.append(unit.network_address)
+    instance = Instance.model_validate({"v4": found[0], "v6": found[1]})
+    return instance, {SERVICES: Pool(cursors=pool.cursors | cursors), job_key(job): Job()}
+
+
+def checked(state: State, origin: Origin, request: Checked) -> Outcome:
+    """Takes an instance out of the choice, or in again, as its node finds. Another node has no say."""
+    instance = state.instance(request.job, request.number)
+    if instance is None or instance.placement is None or instance.placement.node != origin.node:
+        return Outcome()
+    if instance.checked_at > origin.number or instance.healthy == request.healthy:
+        return Outcome()
+    news = instance.model_copy(update={"healthy": request.healthy, "checked_at": origin.number})
+    change = DEPLOYMENT if request.healthy else UNDEPLOYMENT
+    return Outcome({instance_key(request.job, request.number): news}, notices([request.job], change))
 
 
 def _expected(state: State, job: str, number: int) -> Instance:

@@ -16,6 +16,9 @@ Without `service_ips` there is one for `rr`; each policy may have `sticky` secon
 are 1 and states `up` unless said. For names there are `default_policy`, `ports`, `metadata`, and `needs`: the jobs
 that its instances are going to call. A file may hold several documents.
 
+`exposed` opens ports of nodes to the world outside, `health` says how an instance is checked; `docs/north-south.md` is
+the reference, and `schema` the same for editors.
+
 An error names file, line, key and what was expected; PyYAML's node tree has the lines.
 """
 
@@ -25,7 +28,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -33,7 +36,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from appliance import limits
-from appliance.cluster.manager.requests import canonical
+from appliance.cluster.manager.requests import NODE_ID, canonical
+from appliance.cluster.topics import INGRESS_APP
 from appliance.config import ConfigError, Problem, expected
 
 INSTANCES_MAX = 10_000
@@ -148,6 +152,76 @@ def _jobs(value: object) -> object:
     return tuple(jobs)
 
 
+def _one_of(*words: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if value not in words:
+            raise expected(f"one of {', '.join(words)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _seconds(least: float, most: float) -> BeforeValidator:
+    def check(value: object) -> object:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+            raise expected(f"seconds from {least:g} to {most:g}")
+        return float(value)
+
+    return BeforeValidator(check)
+
+
+def _from_to(least: int, most: int) -> BeforeValidator:
+    def check(value: object) -> object:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise expected(f"an integer from {least} to {most}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _any_address(value: object) -> object:
+    """An address that packets from outside can be sent to; text only, as no file can mean a number."""
+    if value is None or isinstance(value, IPv4Address | IPv6Address):
+        return value
+    try:
+        found = ip_address(value) if isinstance(value, str) else None
+    except ValueError:
+        found = None
+    if found is None or found.is_loopback or found.is_unspecified or found.is_multicast:
+        raise expected("an address of the nodes such as 198.51.100.7")
+    return found
+
+
+def _nodes(value: object) -> object:
+    if value in ("all", "hosting"):
+        return value
+    names = value if isinstance(value, list | tuple) else ()
+    if not names or not all(isinstance(name, str) and NODE_ID.fullmatch(name) for name in names):
+        raise expected("all, hosting, or a list of nodes' ids")
+    return tuple(names)
+
+
+def _path(value: object) -> object:
+    if not isinstance(value, str) or not value.startswith("/") or not value.isascii() or not value.isprintable():
+        raise expected("a path such as /healthz")
+    if " " in value:
+        raise expected("a path without spaces")
+    return value
+
+
+def _command(value: object) -> object:
+    words = value if isinstance(value, list | tuple) else ()
+    if not words or not all(isinstance(word, str) and "\0" not in word for word in words) or not words[0]:
+        raise expected("a program and its arguments, such as [pg_isready, -q]")
+    return tuple(words)
+
+
+def _version(value: object) -> object:
+    if value != 1 or isinstance(value, bool):
+        raise expected("1, the version of descriptors that this is")
+    return value
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -181,13 +255,67 @@ class ExposedPort(_Part):
     """A port on which every instance serves; the name is the one of DNS-SD."""
 
     port: Annotated[int, BeforeValidator(_port)]
-    protocol: Literal["tcp", "udp"] = "tcp"
+    protocol: Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")] = "tcp"
     name: Annotated[str, BeforeValidator(_port_name)] = ""
+
+
+class Exposure(_Part):
+    """A port of nodes that leads to the service: of each node, or of an ingress address that a node has."""
+
+    port: Annotated[int, BeforeValidator(_port)]
+    to: Annotated[int, BeforeValidator(_port)] | None = Field(None, description="The instances' port; else the same.")
+    protocol: Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")] = "tcp"
+    address: Annotated[IPv4Address | IPv6Address | None, BeforeValidator(_any_address)] = Field(
+        None, description="An ingress address; else all addresses of the node."
+    )
+    nodes: Annotated[Literal["all", "hosting"] | tuple[str, ...], BeforeValidator(_nodes)] = "all"
+    policy: Annotated[str, BeforeValidator(_text("a policy of service_ips"))] = Field(
+        "", description="Whose ServiceIP it leads to; else default_policy, else the first."
+    )
+    prefer: Annotated[Literal["policy", "local"], _one_of("policy", "local")] = Field(
+        "policy", description="local: a node with instances answers with these alone, and they see the client."
+    )
+
+    @property
+    def target(self) -> int:
+        """The instances' port."""
+        return self.port if self.to is None else self.to
+
+
+class Http(_Part):
+    """A GET that is answered with a status from 200 to 399."""
+
+    port: Annotated[int, BeforeValidator(_port)]
+    path: Annotated[str, BeforeValidator(_path)] = "/"
+
+
+class Health(_Part):
+    """How the hosting node finds out whether an instance works: exactly one of tcp, http and command."""
+
+    tcp: Annotated[int, BeforeValidator(_port)] | None = Field(None, description="A port that takes connections.")
+    http: Http | None = None
+    command: Annotated[tuple[str, ...], BeforeValidator(_command)] = Field(
+        (), description="Run in the instance's network namespace; exit status 0 is good."
+    )
+    interval: Annotated[float, _seconds(0.1, 3600)] = Field(5.0, description="Seconds between two checks.")
+    timeout: Annotated[float, _seconds(0.1, 60)] = Field(2.0, description="Seconds that one may take.")
+    rise: Annotated[int, _from_to(1, 100)] = Field(1, description="Good checks in a row that take it in.")
+    fall: Annotated[int, _from_to(1, 100)] = Field(3, description="Bad ones in a row that take it out.")
+    panic: Annotated[int, _from_to(0, 100)] = Field(
+        50, description="Percent: if fewer of the instances are good, all are chosen among."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(map(bool, (self.tcp, self.http, self.command))) != 1:
+            raise expected("exactly one of tcp, http and command")
+        return self
 
 
 class Descriptor(_Part):
     """One service."""
 
+    version: Annotated[Literal[1], BeforeValidator(_version)] = 1
     app: Annotated[str, BeforeValidator(_part)]
     namespace: Annotated[str, BeforeValidator(_part)]
     service: Annotated[str, BeforeValidator(_part)]
@@ -200,6 +328,27 @@ class Descriptor(_Part):
     ports: tuple[ExposedPort, ...] = ()
     metadata: Annotated[dict[str, str], BeforeValidator(_metadata)] = Field({})
     needs: Annotated[tuple[str, ...], BeforeValidator(_jobs)] = ()
+    exposed: tuple[Exposure, ...] = ()
+    health: Health | None = None
+    drain: Annotated[float, _seconds(0, 3600)] = Field(
+        0.0, description="Seconds that an instance keeps its connections before it is removed."
+    )
+
+    @model_validator(mode="after")
+    def _ports_once(self) -> Self:
+        seen = [(it.protocol, it.port, it.address) for it in self.exposed]
+        if len(set(seen)) != len(seen):
+            raise expected("each of exposed with a port of its own")
+        wrong = next((it.policy for it in self.exposed if it.policy not in ("", *self.service_ips)), None)
+        if wrong is not None:
+            raise expected(f"exposed to name policies of service_ips ({', '.join(self.service_ips)})")
+        return self
+
+    @model_validator(mode="after")
+    def _not_the_nodes_own(self) -> Self:
+        if self.app == INGRESS_APP:
+            raise expected(f"another app than {INGRESS_APP}, whose services are the nodes' own")
+        return self
 
     @model_validator(mode="after")
     def _default(self) -> Self:
@@ -210,6 +359,10 @@ class Descriptor(_Part):
     def of_instance(self, number: int) -> dict[str, Any]:
         """Weight and state of an instance."""
         return {"weight": self.weights.get(number, 1), "state": self.states.get(number, "up")}
+
+    def policy_of(self, exposure: Exposure) -> str:
+        """Whose ServiceIP an exposed port leads to."""
+        return exposure.policy or self.default_policy or next(iter(self.service_ips), "")
 
     @model_validator(mode="after")
     def _no_address(self) -> Self:
@@ -283,10 +436,17 @@ def _lines(node: yaml.Node, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
         for key, value in node.value:
             yield (*at, key.value), key.start_mark.line + 1
             yield from _lines(value, (*at, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield (*at, number), value.start_mark.line + 1
+            yield from _lines(value, (*at, number))
 
 
 def _twice(node: yaml.Node, source: str, at: str = "") -> Iterator[Problem]:
     """Keys that a mapping has more than once: YAML forbids it, and its parser takes the last."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _twice(value, source, f"{at}{number}.")
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
@@ -324,16 +484,27 @@ def _expectation(error: ErrorDetails, at: tuple[Any, ...]) -> str:
         case "missing":
             return "a value"
         case "extra_forbidden":
-            return _nearest(str(at[-1]), Descriptor if len(at) == 1 else Wanted)
+            return _nearest(at)
         case "literal_error":
             return f"one of the policies {', '.join(POLICIES)}"
+        case "tuple_type":
+            return "a list"
     return "a mapping"
 
 
-def _nearest(name: str, model: type[BaseModel]) -> str:
+def _nearest(at: tuple[Any, ...]) -> str:
+    """The keys that there are where one is unknown."""
+    inner: dict[Any, type[BaseModel]] = {"service_ips": Wanted, "ports": ExposedPort, "exposed": Exposure}
+    inner |= {"health": Http if "http" in at[:-1] else Health}
+    model = Descriptor if len(at) == 1 else inner.get(at[0], Descriptor)
     names = list(model.model_fields)
-    close = get_close_matches(name, names, n=1)
+    close = get_close_matches(str(at[-1]), names, n=1)
     return f"a known key (did you mean {close[0]}?)" if close else f"a known key ({', '.join(names)})"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of one descriptor."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Descriptor.model_json_schema()}
 
 
 def _shown(value: object) -> str:

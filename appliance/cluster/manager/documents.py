@@ -72,13 +72,48 @@ class ExposedPort(Document):
     name: str = ""
 
 
+class Exposure(Document):
+    """A port of nodes that leads to a service; ``descriptor`` says what the fields mean."""
+
+    port: int
+    to: int | None = None
+    protocol: Literal["tcp", "udp"] = "tcp"
+    address: IPv4Address | IPv6Address | None = None
+    nodes: Literal["all", "hosting"] | tuple[str, ...] = "all"
+    policy: str = ""
+    prefer: Literal["policy", "local"] = "policy"
+
+
+class Http(Document):
+    """What is asked for."""
+
+    port: int
+    path: str = "/"
+
+
+class Health(Document):
+    """How the hosting node checks an instance."""
+
+    tcp: int | None = None
+    http: Http | None = None
+    command: tuple[str, ...] = ()
+    interval: float = 5.0
+    timeout: float = 2.0
+    rise: int = 1
+    fall: int = 3
+    panic: int = 50
+
+
 class Names(Document):
-    """What a service's names say beside its addresses, and the jobs that its instances are going to call."""
+    """What nodes are told of a service beside its addresses: what its names say, the jobs that its instances are going
+    to call, the ports that nodes open for it, how it is checked."""
 
     default_policy: str = ""
     ports: tuple[ExposedPort, ...] = ()
     metadata: dict[str, str] = {}
     needs: tuple[str, ...] = ()
+    exposed: tuple[Exposure, ...] = ()
+    health: Health | None = None
 
 
 class Job(Document):
@@ -107,6 +142,12 @@ class Instance(Document):
     announced_at: int = 0
     weight: int = 1
     state: Literal["up", "draining", "down"] = "up"
+    healthy: bool | None = None
+    """As its node found; None: not yet."""
+    checked_at: int = 0
+    """Number of the message that said so."""
+    leaving_s: float = 0.0
+    """Seconds for which it drains before it is removed; 0: it stays."""
 
 
 class Interest(Document):

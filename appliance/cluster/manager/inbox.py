@@ -23,6 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import BadRequestError
 
 from appliance.cluster.manager import topics
 from appliance.cluster.manager.addresses import ExhaustedError
@@ -70,7 +71,10 @@ class Inbox:
             num_replicas=self._replicas,
         )
         try:
-            await self._js.add_stream(config)
+            try:
+                await self._js.add_stream(config)
+            except BadRequestError:  # there is one of an earlier version, with other topics
+                await self._js.update_stream(config)
         except (NatsError, TimeoutError) as error:
             raise UnavailableError(f"stream {self._name}: {error!r}") from error
 

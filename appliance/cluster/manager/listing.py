@@ -67,8 +67,6 @@ class Listing:
         self._dirty: set[str] = set()
         self._some = asyncio.Event()
         self._settled_at = 0.0
-        store.changed = self._changed
-        store.reloaded = self._all
         outbox.follow(topics.ALL_NODES, self._connected, self._heard)
 
     async def run(self) -> NoReturn:
@@ -95,7 +93,7 @@ class Listing:
     def _connected(self) -> None:
         self._retained.clear()
         self._settled_at = asyncio.get_running_loop().time() + SETTLE_S
-        self._all()
+        self.reloaded()
 
     def _heard(self, topic: str, payload: bytes) -> None:
         name = topic.removeprefix(topics.LISTED)
@@ -105,10 +103,12 @@ class Listing:
             self._retained.pop(name, None)
         self._mark((name,))
 
-    def _all(self) -> None:
+    def reloaded(self) -> None:
+        """All documents were read anew."""
         self._mark((*self._store.state.nodes(), *self._store.state.with_instances(), *self._retained))
 
-    def _changed(self, key: str, before: Document | None, after: Document | None) -> None:
+    def changed(self, key: str, before: Document | None, after: Document | None) -> None:
+        """A document has changed."""
         kind, _, rest = key.partition(".")
         if kind == "node":
             if not (isinstance(before, Node) and isinstance(after, Node) and _shown(before) == _shown(after)):

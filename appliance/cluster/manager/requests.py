@@ -64,6 +64,10 @@ class _Deployed(_Instance):
     port: int = Field(alias="host_port", ge=1, le=65535)
 
 
+class _Health(_Instance):
+    healthy: bool
+
+
 class _Moved(_Payload):
     host: IPv4Address | IPv6Address = Field(alias="host_ip")
     port: int = Field(alias="host_port", ge=1, le=65535)
@@ -110,6 +114,15 @@ class Undeployed:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """A node says whether an instance on it works."""
+
+    job: str
+    number: int
+    healthy: bool
+
+
+@dataclass(frozen=True)
 class AddressChanged:
     """A node says where its tunnel ends from now on. Address and port are the node's, whatever job it names."""
 
@@ -143,7 +156,9 @@ class StatusChanged:
     port: int = 0
 
 
-Request = SubnetWanted | Deployed | Undeployed | AddressChanged | TableQuery | InterestRemoved | StatusChanged
+Request = (
+    SubnetWanted | Deployed | Undeployed | Checked | AddressChanged | TableQuery | InterestRemoved | StatusChanged
+)
 
 
 def parse(topic: str, payload: bytes) -> tuple[str, Request | None]:
@@ -174,6 +189,11 @@ def _undeployed(payload: bytes) -> Request:
     return Undeployed(it.job, it.number)
 
 
+def _checked(payload: bytes) -> Request:
+    it = _Health.model_validate_json(payload)
+    return Checked(it.job, it.number, it.healthy)
+
+
 def _moved(payload: bytes) -> Request:
     it = _Moved.model_validate_json(payload)
     return AddressChanged(it.host, it.port)
@@ -201,6 +221,7 @@ _READERS: dict[str, Callable[[bytes], Request | None]] = {
     "subnet": _subnet,
     "service/deployed": _deployed,
     "service/undeployed": _undeployed,
+    "service/health": _checked,
     "service/address-changed": _moved,
     "tablequery/request": _query,
     "interest/remove": _remove,

@@ -24,7 +24,7 @@ from appliance.cluster.manager.descriptor import Descriptor, from_json, of_job
 from appliance.cluster.manager.requests import JOB, canonical
 from appliance.cluster.manager.state import State
 from appliance.cluster.manager.store import UnavailableError
-from appliance.config import ConfigError
+from appliance.config import ConfigError, Problem
 
 if TYPE_CHECKING:
     from appliance.cluster.manager.manager import Manager
@@ -55,6 +55,7 @@ def application(manager: Manager) -> web.Application:
             web.get("/v1/services/{job}", ours.get),
             web.put("/v1/services/{job}", ours.put),
             web.delete("/v1/services/{job}", ours.delete),
+            web.post("/v1/services/{job}/preview", ours.preview),
             web.get("/v1/nodes", ours.nodes),
             web.delete("/v1/nodes/{node}", ours.release),
             web.post("/api/net/deployment", existing.deploy),
@@ -121,12 +122,23 @@ class Services:
 
     async def put(self, request: web.Request) -> web.Response:
         """Makes a service what its descriptor says: 201 if there was none of that name."""
-        descriptor, job = from_json(await request.read()), request.match_info["job"]
-        if descriptor.job != job:
-            return _refuse(f"name: expected the name in the path, {job}, got {descriptor.job}", 400)
+        descriptor, job = await self._described(request), request.match_info["job"]
         new = (await self._fresh()).job(job) is None
         await deploy(self._manager, descriptor)
         return _reply(services.view(await self._fresh(), job), 201 if new else 200)
+
+    async def preview(self, request: web.Request) -> web.Response:
+        """What `put` of the same would change; nothing is changed."""
+        descriptor = await self._described(request)
+        changes = services.preview(self._manager.settings.plan, descriptor, await self._fresh())
+        return _reply({"name": descriptor.job, "changes": changes})
+
+    async def _described(self, request: web.Request) -> Descriptor:
+        """The descriptor in a request. Raises ConfigError."""
+        descriptor, job = from_json(await request.read()), request.match_info["job"]
+        if descriptor.job != job:
+            raise ConfigError([Problem("request", None, "name", f"the name in the path, {job}", descriptor.job)])
+        return descriptor
 
     async def delete(self, request: web.Request) -> web.Response:
         """Removes a service and all its instances."""

@@ -14,12 +14,15 @@ from itertools import islice
 from typing import Any
 
 from appliance.cluster.manager.addresses import Plan, Space, is_usable, unit_of
+from appliance.cluster.manager.answers import effective
 from appliance.cluster.manager.decide import DEPLOYMENT, UNDEPLOYMENT, Outcome, RefusedError, notices
 from appliance.cluster.manager.descriptor import Descriptor
+from appliance.cluster.manager.descriptor import Exposure as Wish
 from appliance.cluster.manager.documents import (
     SERVICES,
     SUBNETS,
     Document,
+    Exposure,
     Instance,
     Job,
     Names,
@@ -32,6 +35,7 @@ from appliance.cluster.manager.documents import (
     node_key,
 )
 from appliance.cluster.manager.state import State
+from appliance.cluster.topics import ingress_job
 from appliance.config import IPAddress, IPNetwork
 
 STEP = 500
@@ -77,13 +81,14 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
 
     Addresses that it has and still wants are kept; instances are numbered from 0, so the highest go first.
     """
+    _check_ports(descriptor, state)
     allocation = _Allocation(state)
     job = descriptor.job
     wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)), names=_names(descriptor))
     numbers = set(state.numbers(job))
-    surplus = sorted(number for number in numbers if number >= descriptor.instances)[:STEP]
+    surplus = sorted(number for number in numbers if number >= descriptor.instances)
     missing = [number for number in range(descriptor.instances) if number not in numbers][:STEP]
-    changes: dict[str, Document | None] = {instance_key(job, number): None for number in surplus}
+    changes = dict(_surplus(descriptor, state, surplus))
     changes |= {
         instance_key(job, number): _instance(plan, allocation).model_copy(update=descriptor.of_instance(number))
         for number in missing
@@ -97,11 +102,58 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     return Outcome({SERVICES: allocation.pool, **changes}, notices([job], UNDEPLOYMENT if surplus else DEPLOYMENT))
 
 
+def _surplus(descriptor: Descriptor, state: State, numbers: list[int]) -> Iterator[tuple[str, Document | None]]:
+    """A step of what becomes of instances that are not wanted any more: they go, or drain first if they run."""
+    left = STEP
+    for number in numbers:
+        instance = state.instance(descriptor.job, number)
+        if not left or (instance is not None and instance.leaving_s):
+            continue
+        left -= 1
+        runs = instance is not None and state.live(descriptor.job, number) is not None
+        if instance is None or not descriptor.drain or not runs:
+            yield instance_key(descriptor.job, number), None
+        else:
+            news = {"state": "draining", "leaving_s": descriptor.drain}
+            yield instance_key(descriptor.job, number), instance.model_copy(update=news)
+
+
+def leave(job: str, number: int, state: State) -> Outcome:
+    """Removes an instance that has drained; nothing if it is gone, or wanted again."""
+    instance = state.instance(job, number)
+    if instance is None or not instance.leaving_s:
+        return Outcome()
+    changes: dict[str, Document | None] = {SERVICES: state.pool(SERVICES), instance_key(job, number): None}
+    return Outcome(changes, notices([job], UNDEPLOYMENT))
+
+
+def _check_ports(descriptor: Descriptor, state: State) -> None:
+    """Raises RefusedError if a node would have to open a port for two services."""
+    for index, wanted in enumerate(descriptor.exposed):
+        for job in state.jobs():
+            document = state.job(job)
+            if job == descriptor.job or document is None:
+                continue
+            if any(_meet(wanted, it) for it in document.names.exposed):
+                raise RefusedError(f"exposed.{index}.port: expected a port that is free, {wanted.port} is {job}'s")
+
+
+def _meet(one: Exposure | Wish, other: Exposure | Wish) -> bool:
+    """Whether two exposed ports may be one port of one node."""
+    if (one.port, one.protocol) != (other.port, other.protocol):
+        return False
+    if None not in (one.address, other.address) and one.address != other.address:
+        return False
+    if isinstance(one.nodes, tuple) and isinstance(other.nodes, tuple):
+        return bool(set(one.nodes) & set(other.nodes))
+    return True
+
+
 def _adjusted(descriptor: Descriptor, state: State, numbers: set[int]) -> Iterator[tuple[str, Document]]:
     """Instances whose weight or state is another one than wanted."""
     for number in sorted(numbers):
-        instance, wanted = state.instance(descriptor.job, number), descriptor.of_instance(number)
-        if instance is not None and (instance.weight, instance.state) != (wanted["weight"], wanted["state"]):
+        instance, wanted = state.instance(descriptor.job, number), {**descriptor.of_instance(number), "leaving_s": 0.0}
+        if instance is not None and any(getattr(instance, name) != value for name, value in wanted.items()):
             yield instance_key(descriptor.job, number), instance.model_copy(update=wanted)
 
 
@@ -154,18 +206,82 @@ def remove(job: str, state: State) -> Outcome:
     return Outcome({SERVICES: state.pool(SERVICES), **changes}, notices([job], UNDEPLOYMENT))
 
 
+def described(state: State, job: str) -> dict[str, Any]:
+    """A service as a descriptor says it, with the addresses that it has; empty if there is none. What is as it is by
+    default is left out."""
+    document = state.job(job)
+    if document is None:
+        return {}
+    instances = {number: it for number in state.numbers(job) if (it := state.instance(job, number)) is not None}
+    stay = {number: it for number, it in instances.items() if not it.leaving_s}
+    ips = {it.policy: it.model_dump(mode="json", exclude={"policy"}) for it in document.service_ips}
+    return {
+        "instances": len(stay),
+        "service_ips": ips,
+        "weights": {str(number): it.weight for number, it in stay.items() if it.weight != 1},
+        "states": {str(number): it.state for number, it in stay.items() if it.state != "up"},
+        **document.names.model_dump(mode="json", exclude_defaults=True),
+    }
+
+
+def preview(plan: Plan, descriptor: Descriptor, state: State) -> list[dict[str, Any]]:
+    """What `put` would change, key by key: before and after, None where there is nothing. Addresses that would be
+    assigned are told as ``assigned``. Raises what `put` raises."""
+    put(plan, descriptor, state)
+    before = described(state, descriptor.job)
+    held = before.get("service_ips", {})
+    ips = {
+        policy: {
+            "v4": _preview_address(wanted.v4, held.get(policy, {}).get("v4")),
+            "v6": _preview_address(wanted.v6, held.get(policy, {}).get("v6")),
+            "sticky": wanted.sticky,
+            "hash_port": wanted.hash_port,
+        }
+        for policy, wanted in descriptor.service_ips.items()
+    }
+    numbers = range(descriptor.instances)
+    after = {
+        "instances": descriptor.instances,
+        "service_ips": ips,
+        "weights": {str(n): it for n, it in sorted(descriptor.weights.items()) if n in numbers and it != 1},
+        "states": {str(n): it for n, it in sorted(descriptor.states.items()) if n in numbers and it != "up"},
+        **_names(descriptor).model_dump(mode="json", exclude_defaults=True),
+    }
+    return list(_different(before, after, ""))
+
+
+def _preview_address(wanted: IPv4Address | IPv6Address | str, held: str | None) -> str | None:
+    if wanted == "none":
+        return None
+    return (held or "assigned") if isinstance(wanted, str) else str(wanted)
+
+
+def _different(before: Any, after: Any, at: str) -> Iterator[dict[str, Any]]:
+    """Leaves of two trees that differ."""
+    if isinstance(before, dict | None) and isinstance(after, dict | None) and (before or after):
+        old, new = before or {}, after or {}
+        for key in [*new, *(key for key in old if key not in new)]:
+            yield from _different(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    elif before != after and (before or after):
+        yield {"key": at, "before": before, "after": after}
+
+
 def view(state: State, job: str) -> dict[str, Any]:
     """A service for people and programs. The job must exist."""
     document = state.job(job) or Job()
     return {
         "name": job,
         "service_ips": [service_ip.model_dump(mode="json") for service_ip in document.service_ips],
-        "instances": [_instance_view(state, job, number) for number in state.numbers(job)],
+        "instances": [_instance_view(state, job, number, chosen) for number, chosen in effective(state, job).items()],
         "interested": state.interested(job),
+        "exposed": [it.model_dump(mode="json") for it in document.names.exposed],
+        "health": None if document.names.health is None else document.names.health.model_dump(mode="json"),
     }
 
 
-def _instance_view(state: State, job: str, number: int) -> dict[str, Any]:
+def _instance_view(state: State, job: str, number: int, chosen: str) -> dict[str, Any]:
+    """``status``: where it runs; ``state``: what is wanted; ``healthy``: what its node found; ``chosen``: what follows
+    from both, as nodes are told."""
     instance = state.instance(job, number)
     if instance is None:
         return {"number": number}
@@ -173,7 +289,7 @@ def _instance_view(state: State, job: str, number: int) -> dict[str, Any]:
     status = "up" if live else "lost" if instance.placement else "wanted"
     placement = instance.placement.model_dump(mode="json") if instance.placement else {}
     own = {"v4": str(instance.v4), "v6": str(instance.v6), "weight": instance.weight, "state": instance.state}
-    return {"number": number, **own, "status": status, **placement}
+    return {"number": number, **own, "status": status, "healthy": instance.healthy, "chosen": chosen, **placement}
 
 
 def node_view(state: State, name: str) -> dict[str, Any]:
@@ -200,4 +316,6 @@ def release(name: str, state: State) -> Outcome:
             changes[instance_key(job, number)] = instance.model_copy(update={"placement": None})
     if len(placed) <= STEP:
         changes |= {node_key(name): None, SUBNETS: state.pool(SUBNETS)}
+        own = ingress_job(name)
+        changes |= {instance_key(own, 0): None, job_key(own): None} if state.job(own) is not None else {}
     return Outcome(changes)

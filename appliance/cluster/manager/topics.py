@@ -14,6 +14,7 @@ REQUEST_TOPICS = (
     "nodes/+/net/tablequery/request",
     "nodes/+/net/interest/remove",
     "nodes/+/net/status",
+    "nodes/+/net/service/health",
 )
 """What nodes publish for us. Answers share the prefix ``nodes/``, so a wildcard for all would catch those too."""
 
@@ -51,6 +52,11 @@ def query_result(node: str) -> str:
 def listed(node: str) -> str:
     """Where the list says where a node is reached."""
     return f"{LISTED}{node}"
+
+
+def exposed(job: str) -> str:
+    """Where all nodes hear which of them have ports for a job."""
+    return f"cluster/exposed/{job}"
 
 
 def updates(job: str) -> str:

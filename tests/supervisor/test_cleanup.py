@@ -1,0 +1,109 @@
+"""`appliance cleanup` after every kind of end leaves the node as it was before the appliance came."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.supervisor import record
+from tests.manager.processes import ROOT
+from tests.supervisor.world import Node, World, alive, until
+
+pytestmark = pytest.mark.root
+
+JOB = "app.ns.web.test"
+
+
+def cleanup(node: Node, *options: str) -> tuple[int, list[str], str]:
+    """Exit status, what was removed, and standard error."""
+    command = ["ip", "netns", "exec", node.namespace.name, sys.executable, "-m", "appliance", "cleanup", "--json"]
+    command += ["-c", str(node.directory / "appliance.toml"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.returncode, json.loads(done.stdout)["removed"] if done.stdout else [], done.stderr
+
+
+def seen(node: Node, container: Any) -> tuple[object, ...]:
+    """What is there: in the kernel, of processes, and of files beside the test's own."""
+    files = {it for it in node.directory.rglob("*") if it.name not in ("appliance.toml", "log")}
+    groups = {str(it) for it in Path("/sys/fs/cgroup").rglob("*edge*")}
+    resolvers = Path("/etc/netns", container.name).exists()
+    rules = node.namespace.command("nft", "list", "ruleset")
+    return node.namespace.state(), container.state(), node.processes(), files, groups, resolvers, rules
+
+
+def all_parts(node: Node) -> dict[str, int] | None:
+    """The node's processes, once it has all of them."""
+    living = record.alive(node.directory / "run")
+    return living if {"supervisor", "template", "worker.0", "resolver"} <= living.keys() else None
+
+
+def kill(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, pids)) or all(record.started(pid) == 0 for pid in pids), "they have ended")
+
+
+def test_it_removes_everything_after_every_kind_of_end(hub: World) -> None:
+    container = hub.container()
+    node = hub.node(network={"subnet_v4": "10.18.0.0/26"})
+    before = seen(node, container)
+    for end in ("stopped", "supervisor", "supervisor and template", "everything"):
+        node.start()
+        node.api.attach(JOB, 0, {"netns": container.name}, "8080:80")
+        status, _, error = cleanup(node)
+        assert (status, "expected no supervisor that runs" in error) == (1, True)
+        living = until(lambda: all_parts(node), "all parts are recorded")
+        if end == "stopped":
+            node.stop()
+        elif end == "everything":
+            kill(*living.values())
+        else:
+            kill(*(living[name] for name in end.split(" and ")))
+        assert node.popen is not None
+        node.popen.wait()
+        status, removed, error = cleanup(node)
+        assert status == 0, error
+        assert any("edge-br0" in it for it in removed)
+        assert "table inet edge-appliance" in removed
+        (node.state).rmdir()  # it is empty, and only --purge removes it
+        until(lambda: seen(node, container) == before, f"{end}: {seen(node, container)}, was {before}")
+
+
+def test_workers_without_template_and_supervisor_give_way(hub: World) -> None:
+    node = hub.node(network={"subnet_v4": "10.18.0.0/26"}).start()
+    living = record.alive(node.directory / "run")
+    kill(living["supervisor"], living["template"])
+    assert alive(living["worker.0"])
+    node.start()
+    assert not alive(living["worker.0"])
+    assert node.api.status()["workers"][0]["pid"] not in (0, living["worker.0"])
+
+
+def test_what_others_made_stays(hub: World) -> None:
+    node = hub.node(network={"subnet_v4": "10.18.0.0/26"}).start()
+    theirs = node.directory / "run" / "theirs"
+    theirs.write_text("")
+    node.namespace.ip("link", "add", "ea0123456789", "type", "veth", "peer", "name", "other")
+    node.namespace.ip("link", "add", "br9", "type", "bridge")
+    node.stop()
+    assert cleanup(node)[0] == 0
+    assert theirs.exists()
+    links = subprocess.run(
+        ["ip", "-n", node.namespace.name, "-o", "link"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "ea0123456789" in links
+    assert "br9" in links
+    assert "edge-br0" not in links
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_orphans(kept: bool) -> None:
+    workers = {"worker.0": 7, "worker.1": 8}
+    assert record.orphans(workers, kept) == ({} if kept else workers)
+    assert record.orphans({**workers, "template": 6}, kept) == {}
+    assert record.orphans({**workers, "supervisor": 5}, kept) == {}
