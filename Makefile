@@ -7,7 +7,7 @@ WARM := .cache/warm
 COMPILED := appliance/limits.py appliance/observe/counters.py appliance/supervisor/warm.py \
   $(shell find appliance/dataplane appliance/tables -name '*.py')
 
-.PHONY: help lab test check perf perf-results perf-smoke sequences config warm venv packages clean
+.PHONY: help lab test check perf perf-results perf-smoke sequences config cli warm venv packages clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,9 @@ sequences: $(WARM) ## docs/sequences.md, from what a lab's nodes and cluster say
 
 config: $(INSTALLED) ## config/appliance.toml, from the model
 	$(BIN)/appliance config example > config/appliance.toml
+
+cli: $(INSTALLED) ## docs/cli.md, from the commands' help
+	$(BIN)/appliance cli-reference > docs/cli.md
 
 warm: $(WARM) ## the compiled packet path
 

@@ -11,11 +11,11 @@ line on standard error and exit status 1; a wrong command line is status 2.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -41,9 +41,13 @@ class Deferred(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """The context of the real command, which click then invokes."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+    def load(self) -> click.Command:
+        """The real command."""
         module, attribute = self._target.split(":")
         command: click.Command = getattr(import_module(module), attribute)
-        return command.make_context(info_name, args, parent, **extra)
+        return command
 
 
 @contextmanager
@@ -110,6 +114,9 @@ def instance_options(command: Command) -> Command:
     """--service JOB --instance N"""
     command = click.option("--instance", type=click.IntRange(min=0), required=True, help="Instance number.")(command)
     return click.option("--service", required=True, help="Job name: app.namespace.service.namespace.")(command)
+
+
+PORT = click.IntRange(0, 65_535)
 
 
 def client(socket: Path | None) -> "Client":
@@ -225,6 +232,31 @@ def print_schema() -> None:
     click.echo(json.dumps(schema(), indent=2))
 
 
+@config.command("diff")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path), default=DEFAULT_PATH)
+@json_option
+def diff_configs(old: Path, new: Path, as_json: bool) -> None:
+    """Show which keys have another value in NEW than in OLD, and whether a reload would apply them."""
+    from appliance.config import differences, is_reloadable
+    from appliance.config_text import toml_value
+
+    with one_line():
+        before, after = load(old), load(new)
+    dumped = [it.model_dump(mode="json") for it in (before, after)]
+    rows = []
+    for change in differences(before, after):
+        section, name = change.key.split(".")
+        was, now = (it[section][name] for it in dumped)
+        rows.append({"key": change.key, "old": was, "new": now, "reloadable": is_reloadable(change.key)})
+    lines = [
+        f"{it['key']}: {toml_value(it['old'])} → {toml_value(it['new'])}"
+        f" ({'reloadable' if it['reloadable'] else 'needs restart'})"
+        for it in rows
+    ]
+    emit({"differences": rows}, as_json, lambda: "\n".join(lines) or "no difference")
+
+
 @config.command("example")
 def print_example() -> None:
     """Print a configuration file with every key explained, at its default."""
@@ -273,15 +305,46 @@ def detach(service: str, instance: int, socket: Path | None) -> None:
 
 
 @main.command()
+@click.option("--counters", is_flag=True, help="Show all counters too.")
 @socket_option
 @json_option
-def status(socket: Path | None, as_json: bool) -> None:
-    """Show node, workers, offloads and tables."""
+def status(counters: bool, socket: Path | None, as_json: bool) -> None:
+    """Show on one screen whether the node is well: node, cluster, tables, offloads, workers, drops, errors."""
     with one_line():
         data = client(socket).status()
     from appliance import screens
 
-    emit(data, as_json, lambda: screens.status(data))
+    emit(data, as_json, lambda: screens.status(data, counters))
+
+
+@main.command()
+@socket_option
+@json_option
+def drops(socket: Path | None, as_json: bool) -> None:
+    """Show how many packets were dropped since the workers' counters began, by direction and reason."""
+    with one_line():
+        data = client(socket).status()
+    from appliance import screens
+    from appliance.observe.meanings import totals
+
+    rows = totals(data["workers"])
+    emit({"drops": rows}, as_json, lambda: screens.drops(rows))
+
+
+@main.command()
+@click.option("--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many. [default: until interrupted]")
+@socket_option
+@json_option
+def top(interval: float, count: int | None, socket: Path | None, as_json: bool) -> None:
+    """Show live rates: packets, bits, flows and system calls of each worker, and drops by reason.
+
+    With --json, one JSON document a line and interval.
+    """
+    from appliance.top import watch
+
+    with one_line():
+        watch(client(socket), interval, count, as_json)
 
 
 @main.command()
@@ -294,6 +357,100 @@ def flows(socket: Path | None, as_json: bool) -> None:
     from appliance import screens
 
     emit({"flows": data}, as_json, lambda: screens.flows(data))
+
+
+@main.command()
+@click.argument("source")
+@click.argument("destination")
+@click.option("--protocol", default="tcp", show_default=True, help="tcp, udp, icmp, sctp or a number.")
+@click.option("--sport", type=PORT, default=40_000, show_default=True, help="Source port; of icmp, the identifier.")
+@click.option("--dport", type=PORT, default=80, show_default=True, help="Destination port.")
+@click.option("--size", type=click.IntRange(min=0), default=0, help="Bytes of the IP packet.  [default: the least]")
+@click.option("--fragmentable", is_flag=True, help="The packet may be fragmented (no DF).")
+@click.option("--from-node", metavar="ADDRESS", help="The node that it comes from.  [default: a container sends it]")
+@click.option("--ask", is_flag=True, help="Ask the cluster for what the tables lack, as the packet would.")
+@socket_option
+@json_option
+def trace(socket: Path | None, as_json: bool, **packet: Any) -> None:
+    """Show step by step what would happen to a packet from SOURCE to DESTINATION, by the live tables.
+
+    Nothing is sent and nothing is changed. The packet goes through the packet path itself, over a copy of the flows.
+    """
+    with one_line():
+        data = client(socket).trace({name: value for name, value in packet.items() if value is not None})
+    emit(data, as_json, lambda: "\n  ".join([f"{data['verdict']}: {data['packet']}", *data["steps"]]))
+
+
+@main.command()
+@click.argument("file", type=click.File("wb"))
+@click.option("--host", "hosts", multiple=True, help="An end of the flow, under any of its addresses; at most twice.")
+@click.option("--port", "ports", type=PORT, multiple=True, help="A port of the flow; at most twice.")
+@click.option("--protocol", default="", help="tcp, udp, icmp or sctp.")
+@click.option("--drops", is_flag=True, help="Only packets that are dropped.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many packets.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="End after so long.")
+@socket_option
+def capture(file: BinaryIO, socket: Path | None, **wanted: Any) -> None:
+    """Write packets before and after translation to FILE (pcapng; "-": standard output), until interrupted.
+
+    There is an interface for each place where packets pass; comments tell worker, node, and why a packet was dropped.
+    `appliance capture - --host 10.18.0.2 | wireshark -k -i -` shows them as they come.
+    """
+    given = {name: value for name, value in wanted.items() if value not in (None, "", ())}
+    with one_line(), suppress(KeyboardInterrupt), client(socket).capture(given) as pieces:
+        for piece in pieces:
+            file.write(piece)
+            file.flush()
+
+
+@main.command()
+@config_option
+@socket_option
+@json_option
+def doctor(config_path: Path, socket: Path | None, as_json: bool) -> None:
+    """Look at what this node needs (kernel, capabilities, offloads, paths, broker …), and say how to mend it.
+
+    The exit status is 1 if something is wrong; warnings leave it 0.
+    """
+    from appliance import screens
+    from appliance.client import ApiError, Client
+    from appliance.doctor import examine
+
+    with one_line():
+        settings = load(config_path)
+    try:
+        data, why = Client(socket or settings.api.socket).status(), ""
+    except ApiError as error:
+        data, why = None, str(error)
+    findings = [asdict(it) for it in examine(settings, data, why)]
+    emit({"findings": findings}, as_json, lambda: screens.table("findings", findings))
+    sys.exit(any(it["state"] == "wrong" for it in findings))
+
+
+@main.command("cli-reference", hidden=True)
+def cli_reference() -> None:
+    """Print docs/cli.md."""
+    from appliance.reference import reference
+
+    click.echo(reference(main), nl=False)
+
+
+@main.group()
+def profile() -> None:
+    """See where a process of the appliance spends its time."""
+
+
+@profile.command("supervisor")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--seconds", type=click.IntRange(min=1), default=10, show_default=True, help="How long to look.")
+@config_option
+def profile_supervisor(file: Path, seconds: int, config_path: Path) -> None:
+    """Sample the supervisor with py-spy, and write a flame graph (SVG) to FILE. Needs root."""
+    from appliance.profiling import record
+
+    with one_line():
+        settings = load(config_path)
+        record(settings.api.socket, file, seconds)
 
 
 @main.command()

@@ -3,6 +3,8 @@
 import http.client
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +20,7 @@ class ApiError(Exception):
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket. The host name is only what HTTP/1.1 demands in a header."""
 
-    def __init__(self, path: Path, timeout: float) -> None:
+    def __init__(self, path: Path, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
@@ -67,6 +69,25 @@ class Client:
     def name(self, name: str) -> dict[str, Any]:
         """Where a name leads, and why."""
         return self._request("GET", f"/v1/names/{quote(name, safe='')}")
+
+    def trace(self, packet: dict[str, Any]) -> dict[str, Any]:
+        """What would happen to a packet (`source`, `destination`, `protocol`, `sport`, `dport` …), step by step."""
+        return self._request("POST", "/v1/trace", packet)
+
+    @contextmanager
+    def capture(self, wanted: dict[str, Any]) -> Iterator[Iterator[bytes]]:
+        """Pieces of a pcapng file, as packets pass (`hosts`, `ports`, `protocol`, `drops`, `count`, `seconds`)."""
+        connection = _UnixConnection(self._path, None)
+        try:
+            connection.request("POST", "/v1/capture", json.dumps(wanted).encode())
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                self._answer(response.status, response.read())
+            yield iter(lambda: response.read1(1 << 16), b"")
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(self._sentence(error)) from error
+        finally:
+            connection.close()
 
     def restart(self) -> int:
         """Has the supervisor execute itself anew; its process id, which stays."""

@@ -478,6 +478,15 @@ class Api(Section):
     tcp_address: ListenAddress = _key("127.0.0.1", "Address that tcp_port is opened on.")
 
 
+class Metrics(Section):
+    """What monitoring systems read: /metrics, /healthz and /readyz, which the API's socket also has."""
+
+    port: int = _key(
+        0, "TCP port of the three pages, where nothing can be changed. 0: only the API has them.", ge=0, le=65535
+    )
+    address: ListenAddress = _key("127.0.0.1", "Address that port is opened on.")
+
+
 class Paths(Section):
     """Directories; the appliance creates them."""
 
@@ -507,6 +516,7 @@ class Config(Section):
     cluster: Cluster = Cluster()
     naming: Naming = Naming()
     api: Api = Api()
+    metrics: Metrics = Metrics()
     paths: Paths = Paths()
     log: Log = Log()
 

@@ -51,6 +51,11 @@ LEARNED_HOSTS: Final = 16_384  # senders that a worker remembers the node of; a 
 LEARNED_WINDOW: Final = 4  # places that a sender may have in that cache: one lookup touches 4 cache lines at most
 LEARNED_NS: Final = 300 * SECOND  # longer than an idle UDP flow, so that a late answer still finds its way
 
+# --- capture ----------------------------------------------------------------------------------------------------------
+
+CAPTURE_SLOT: Final = 2_048  # bytes of a record: a whole packet of an Ethernet, the beginning of a super-packet
+CAPTURE_SLOTS: Final = 2_048  # records that the supervisor has not read yet; a power of two. 4 MiB a worker, while used
+
 # --- fragments -------------------------------------------------------------------------------------------------------
 
 FRAGMENTED: Final = 32  # datagrams that a worker puts together at a time: 2 MiB, touched only when used

@@ -12,6 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from appliance.observe.meanings import DIRECTIONS, totals
+
+DROPS_SHOWN = 5
+"""Reasons for drops that ``status`` shows."""
 PIPE_WIDTH = 250
 """Columns where the output is no terminal: nothing is cut that a following grep may look for."""
 
@@ -22,11 +26,42 @@ def show(screen: RenderableType) -> None:
     Console(width=width, highlight=False, markup=False, emoji=False).print(screen)
 
 
-def status(data: Mapping[str, Any]) -> RenderableType:
-    """One screen: node, tables and offloads, workers, and what each worker has counted."""
+def status(data: Mapping[str, Any], counters: bool = False) -> RenderableType:
+    """One screen: is it well, node, cluster, tables, offloads, workers; and with ``counters`` all that they counted."""
     workers: Sequence[Mapping[str, Any]] = data["workers"]
-    facts = [_facts(title, value) for title, value in data.items() if title != "workers"]
-    return Group(*facts, table("workers", map(_scalars, workers)), _counters(workers))
+    parts: list[RenderableType] = [Text(verdict(data), style="bold")]
+    parts += [_facts(title, data[title]) for title in ("node", "cluster", "tables", "offloads") if data.get(title)]
+    parts.append(table("workers", map(_worker, workers)))
+    if counters:
+        parts += [_facts(title, data[title]) for title in ("naming", "upkeep") if data.get(title)]
+        return Group(*parts, _counters(workers))
+    return Group(*parts, drops(totals(workers)[:DROPS_SHOWN]), *_errors(data))
+
+
+def verdict(data: Mapping[str, Any]) -> str:
+    """Whether the node is well, in a line; what it lacks otherwise."""
+    if data.get("ill"):
+        return "not healthy: " + "; ".join(data["ill"])
+    if data.get("not_ready"):
+        return "not ready: " + "; ".join(data["not_ready"])
+    return "healthy, ready"
+
+
+def _errors(data: Mapping[str, Any]) -> Iterable[RenderableType]:
+    """The last error of each part that had one."""
+    parts = [(title, data.get(title) or {}) for title in ("node", "cluster", "naming", "upkeep")]
+    found = [{"part": title, "last error": part["last_error"]} for title, part in parts if part.get("last_error")]
+    return [table("errors", found)] if found else []
+
+
+def drops(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Drops by direction and reason, most first, each with what it means."""
+    return table("drops", ({**row, "direction": DIRECTIONS.get(row["direction"], row["direction"])} for row in rows))
+
+
+def top(data: Mapping[str, Any]) -> RenderableType:
+    """Rates of the workers and of drops, as ``observe.rates`` gives them."""
+    return Group(table("a second", data["workers"]), drops(data["drops"]))
 
 
 def flows(data: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -62,11 +97,17 @@ def _facts(title: str, data: Mapping[str, Any]) -> RenderableType:
     return pairs(title, data)
 
 
-def _scalars(worker: Mapping[str, Any]) -> Mapping[str, Any]:
+def _worker(worker: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a person reads in a worker's line: no groups of counters, and no raw clock."""
-    return {
+    scalars = {
         name: value for name, value in worker.items() if not isinstance(value, Mapping) and not name.endswith("_ns")
     }
+    counted = worker.get("counters", {})
+    return {**scalars, "live": counted.get("flows_live", 0), "dropped": _sum(worker.get("drops", {}))}
+
+
+def _sum(tree: Mapping[str, Any]) -> int:
+    return sum(_sum(value) if isinstance(value, Mapping) else value for value in tree.values())
 
 
 def _counters(workers: Sequence[Mapping[str, Any]]) -> RenderableType:

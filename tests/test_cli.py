@@ -21,6 +21,7 @@ from appliance.cli import main
 from appliance.client import ApiError, Client
 from appliance.config import Config
 from appliance.config_text import example, in_force, schema
+from appliance.observe.meanings import SENTENCES
 from tests.conftest import ROOT
 
 START_LIMIT = 0.4
@@ -96,6 +97,33 @@ def test_a_wrong_configuration_stops_a_command(command: str, tmp_path: Path) -> 
     assert result.stderr == (f"{tmp_path}/none: file: expected a readable file, got No such file or directory\n")
 
 
+def test_config_diff_says_what_a_reload_would_apply(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("")
+    new.write_text("log.level = 'debug'\ntunnel.port = 50104\n")
+    assert call("config", "diff", str(old), str(new)).output.splitlines() == [
+        "tunnel.port: 50103 → 50104 (needs restart)",
+        'log.level: "info" → "debug" (reloadable)',
+    ]
+    assert call("config", "diff", str(old), str(old)).output == "no difference\n"
+    (first, _) = json.loads(call("config", "diff", "--json", str(old), str(new)).output)["differences"]
+    assert first == {"key": "tunnel.port", "old": 50103, "new": 50104, "reloadable": False}
+
+
+def test_the_command_reference_is_current() -> None:
+    """`make cli` writes it."""
+    assert (ROOT / "docs/cli.md").read_text() == call("cli-reference").output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_comes_with_the_command(shell: str) -> None:
+    line = [str(Path(sys.executable).with_name("appliance"))]
+    environment = {**os.environ, "_APPLIANCE_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert "appliance" in done.stdout
+    assert "_APPLIANCE_COMPLETE" in done.stdout
+
+
 def test_version_names_the_appliance_and_its_kernel() -> None:
     data = json.loads(call("version", "--json").output)
     assert (data["appliance"], data["kernel"]) == (__version__, os.uname().release)
@@ -161,9 +189,9 @@ STATUS = {
             "restarts": 0,
             "heartbeat_ns": 3966226950800,
             "counters": {"sent": 1234567},
-            "drops": {"no-route": 0},
+            "drops": {"tun": {"no-route": 0}},
         },
-        {"index": 1, "pid": 12, "cpu": 1, "restarts": 3, "counters": {"sent": 0}, "drops": {"no-route": 7}},
+        {"index": 1, "pid": 12, "cpu": 1, "restarts": 3, "counters": {"sent": 0}, "drops": {"tun": {"no-route": 7}}},
     ],
     "offloads": {
         "tun_tso": {"wanted": True, "on": True, "reason": ""},
@@ -282,9 +310,11 @@ def test_status_shows_facts_workers_and_counters(api: _Server) -> None:
     assert ["last_error", "expected", "[log],", "got", "[/x]", ":+1:"] in lines
     assert ["tun_uso", "yes", "no", "refused"] in lines
     assert ["hosts", "4"] in lines
-    assert ["1", "12", "1", "3"] in lines
-    assert ["sent", "1", "234", "567", "0"] in lines
-    assert ["drops.no-route", "0", "7"] in lines
+    assert ["1", "12", "1", "3", "0", "7"] in lines
+    assert ["from", "containers", "no-route", "7", *SENTENCES["no-route"].split()] in lines
+    counted = [line.split() for line in ask(api, "status", "--counters").output.splitlines()]
+    assert ["sent", "1", "234", "567", "0"] in counted
+    assert ["drops.tun.no-route", "0", "7"] in counted
 
 
 def test_flows_and_attachments_are_tables(api: _Server) -> None:

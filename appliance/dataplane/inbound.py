@@ -17,7 +17,20 @@ train is one packet.
 import numpy as np
 from numba import njit
 
-from appliance.dataplane import error, flow, fragment, handed, libc, merge, misses, probe, rewrite, run, stages
+from appliance.dataplane import (
+    capture,
+    error,
+    flow,
+    fragment,
+    handed,
+    libc,
+    merge,
+    misses,
+    probe,
+    rewrite,
+    run,
+    stages,
+)
 from appliance.dataplane.classify import ERROR, FRAGMENT, UDP, WHOLE, classify
 from appliance.dataplane.decide import host_of, inbound_flow, is_local
 from appliance.dataplane.memory import counters
@@ -99,7 +112,12 @@ def train(w, slot):
         if probe.is_request(w, start + at, part):
             _answer(w, slot, start + at, part)
         else:
+            noted = np.int64(-1)
+            if w.state[0].capturing and not passed_on:
+                noted = capture.arrived(w, capture.FROM_NODE, address_of(w.slots, start + at), part)
             packet(w, w.slots, start + at, part, passed_on, 0)
+            if noted >= 0:
+                capture.judged(w, noted)
         at += size
 
 

@@ -14,7 +14,7 @@ are reused.
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import libc, stages
+from appliance.dataplane import capture, libc, stages
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, be16, be32, copy, le16, put_be16, put_le16
 from appliance.dataplane.segment import is_valid
@@ -258,6 +258,8 @@ def _derive_header(buffer, at, p):
 
 @njit
 def _write(w, vectors, packets, length):
+    if w.state[0].capturing:
+        capture.written(w, vectors)
     interrupted = stages.enter(w, _WRITE)
     written = libc.writev(w.libc, w.state[0].tun, address_of(w.merge_iov, 0), vectors)
     stages.enter(w, interrupted)

@@ -58,7 +58,10 @@ FROM_CONTAINER, FROM_NODE = 1, 2  # kinds: behind a virtio header; bare, PORT an
 HEAD, TAIL, RECORDS, RECORD = 0, 8, 16, 4
 ADDRESS, TOO_BIG = 1, 2  # what a record is: an unknown address; a node whose path is narrower than was thought
 RING_WORDS = RECORDS + RECORD * limits.MISS_RING
-SECTIONS = [("misses", np.dtype(np.int64), RING_WORDS)]
+# Captured packets lie behind it (``capture``), from a page's beginning on.
+CAPTURE_AT = 2_048
+_CAPTURE_WORDS = 512 + limits.CAPTURE_SLOT // 8 * limits.CAPTURE_SLOTS
+SECTIONS = [("misses", np.dtype(np.int64), CAPTURE_AT + _CAPTURE_WORDS)]
 
 # Refusals, in the control words: how many were ever written, then two words each.
 REFUSALS, REFUSED_AT = 8, 16

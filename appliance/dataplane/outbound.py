@@ -18,6 +18,7 @@ from numba import njit
 
 from appliance import limits
 from appliance.dataplane import (
+    capture,
     error,
     flow,
     fragment,
@@ -87,6 +88,12 @@ def outbound(w, limit):
         count += 1
         counters(w)[_READS] += 1
         counters(w)[_BYTES] += length
+        if state.capturing:
+            came = address_of(w.buffer, at + vnet.LENGTH)
+            noted = capture.arrived(w, capture.FROM_CONTAINER, came, length - vnet.LENGTH)
+            accept(w, at, length, False, 0)
+            capture.judged(w, noted)
+            continue
         accept(w, at, length, False, 0)
     run.flush(w)
     merge.flush(w)

@@ -13,7 +13,7 @@ stay in place until ``flush``; every stage flushes before it lets go of its buff
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import libc, misses, stages
+from appliance.dataplane import capture, libc, misses, stages
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, put_be16, put_le16, put_le64
 from appliance.dataplane.state import (
@@ -89,11 +89,24 @@ def flush(w):
         return
     interrupted = stages.enter(w, _SEND)
     _address(w, run)
+    if w.state[0].capturing and run.fd != w.state[0].handoff:
+        _capture(w, run)
     if run.segments == 1 or not _send_train(w, run):
         for segment in range(run.segments):
             _send_packet(w, run, segment)
     run.segments = 0
     stages.enter(w, interrupted)
+
+
+@njit
+def _capture(w, run):
+    """Note each packet of the run."""
+    for i in range(run.segments):
+        at = 4 * i
+        capture.note(
+            w, capture.TO_NODE, w.run_iov[at], w.run_iov[at + 1], w.run_iov[at + 2], w.run_iov[at + 3],
+            run.node_hi, run.node_lo, run.port,
+        )  # fmt: skip
 
 
 @njit

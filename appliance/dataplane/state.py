@@ -17,6 +17,7 @@ from appliance import limits
 from appliance.dataplane import flow, learn, libc, memory, misses
 from appliance.dataplane.balance import sticky as sticky_table
 from appliance.dataplane.classify import PACKET
+from appliance.observe.counters import FROM_TUN, WORDS
 from appliance.tables import layout, read
 
 STATE = np.dtype(
@@ -59,6 +60,8 @@ STATE = np.dtype(
         ("stage", "i8"),  # which stage is at work, in a turn that is sampled
         ("stage_since", "i8"),
         ("sampled_packets", "i8"),  # packets counted when the sampled turn began
+        ("capturing", "i8"),  # packets are copied for the supervisor (``capture``)
+        ("captured", "i8"),  # records that were ever written
     ]
 )
 
@@ -180,6 +183,7 @@ WORKER = np.dtype(
         ("pieces", "i8", (4,)),
         ("buckets", "i8", (limits.REPLY_SOURCES,)),
         ("reply", "u1", (2_048,)),
+        ("drops_before", "i8", (WORDS - FROM_TUN,)),  # ``capture``: to see why a packet was dropped
         # packets
         ("held", "u1", (limits.HELD_SLOT * limits.HELD_SLOTS,)),
         ("collected", "u1", (ROOM * limits.FRAGMENTED,)),

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import flow, fragment, handed, learn, libc, merge, misses, run, stages
+from appliance.dataplane import capture, flow, fragment, handed, learn, libc, merge, misses, run, stages
 from appliance.dataplane.inbound import inbound, is_sibling, receive, received
 from appliance.dataplane.inbound import packet as from_node
 from appliance.dataplane.memory import STOP, control, counters
@@ -67,6 +67,7 @@ def work(workers):
 def begin_batch(w):
     """Take the time, announce the epoch, and now and then look for flows that expired."""
     state = w.state[0]
+    capture.begin(w)
     state.now = libc.monotonic(w.libc, w.scratch)
     stages.begin(w, _UPKEEP)
     current = epoch(w)

@@ -26,10 +26,11 @@ def listing(worker: int, records: Any) -> Iterator[dict[str, Any]]:
     for number in np.flatnonzero(records["state"]):
         record = records[number].copy()
         if record["state"] != flow.FREE:
-            yield _describe(worker, record)
+            yield describe(worker, record)
 
 
-def _describe(worker: int, record: Any) -> dict[str, Any]:
+def describe(worker: int, record: Any) -> dict[str, Any]:
+    """One flow as values."""
     return {
         "worker": worker,
         "protocol": _PROTOCOLS.get(int(record["protocol"]), str(record["protocol"])),

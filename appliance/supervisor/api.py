@@ -11,6 +11,7 @@ import grp
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,16 +20,16 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from appliance import __version__
 from appliance.cluster.messages import JOB_NAME, MessageError
 from appliance.config import ConfigError
 from appliance.environment import portmap
 from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
-from appliance.observe.counters import HEARTBEAT, drops, snapshot, stages
 from appliance.observe.flows import listing
-from appliance.supervisor import choosing
+from appliance.supervisor import choosing, picture, tracing
+from appliance.supervisor.capturing import CaptureRequest, Capturing
 from appliance.supervisor.errors import NotReadyError, StartError
+from appliance.supervisor.monitor import Monitor
 from appliance.supervisor.nodeengine import NodeEngine
 from appliance.supervisor.ports import spoken
 from appliance.tables.catalogue import Host, Service
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BODY_MAX = 1 << 20
-_SUMMARY = ("member", "node", "broker", "connected", "since", "last_error", "subnets", "ready", "jobs", "instances")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -119,6 +119,7 @@ class Api:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._capturing = Capturing(supervisor)
 
     def application(self) -> web.Application:
         """The routes."""
@@ -135,8 +136,12 @@ class Api:
         app.router.add_get("/v1/services", self.services)
         app.router.add_get("/v1/cluster", self.cluster)
         app.router.add_post("/v1/need", self.need)
+        app.router.add_post("/v1/trace", self.trace)
+        app.router.add_post("/v1/capture", self.capture)
         app.router.add_get("/v1/resolve/{address}", self.resolve)
         app.router.add_get("/v1/names/{name}", self.name)
+        Monitor(self._supervisor).add_routes(app.router)
+        app.on_shutdown.append(self._capturing.stop)
         NodeEngine(self._supervisor).add_routes(app.router)
         return app
 
@@ -180,6 +185,26 @@ class Api:
         wanted = NeedRequest.model_validate_json(await request.read())
         return _reply({"job": wanted.job, "found": await self._supervisor.membership.need(wanted.job)})
 
+    async def trace(self, request: web.Request) -> web.Response:
+        """What would happen to a packet."""
+        wanted = tracing.TraceRequest.model_validate_json(await request.read())
+        return _reply(await tracing.trace(self._supervisor, wanted))
+
+    async def capture(self, request: web.Request) -> web.StreamResponse:
+        """Packets as they pass, before and after translation: a pcapng stream, until its reader goes."""
+        wanted = CaptureRequest.model_validate_json(await request.read())
+        pieces = self._capturing.run(wanted, self._capturing.chosen(wanted))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-pcapng"})
+        await response.prepare(request)
+        async with aclosing(pieces):
+            with suppress(ConnectionError):
+                async for piece in pieces:
+                    if request.transport is None:  # its reader has gone
+                        break
+                    if piece:
+                        await response.write(piece)
+        return response
+
     async def resolve(self, request: web.Request) -> web.Response:
         """What an address is, asking the cluster if the tables lack it."""
         try:
@@ -220,38 +245,11 @@ class Api:
     async def renew(self, _request: web.Request) -> web.Response:
         """Replace the workers, one at a time; answers when it is done."""
         await self._supervisor.pool.renew()
-        return _reply({"workers": [_worker(worker) for worker in self._supervisor.pool.workers]})
+        return _reply({"workers": picture.workers(self._supervisor)})
 
     async def status(self, _request: web.Request) -> web.Response:
         """The node at a glance."""
-        supervisor = self._supervisor
-        return _reply(
-            {
-                "node": {
-                    "id": supervisor.config.node.id,
-                    "address": str(supervisor.address),
-                    "port": supervisor.port,
-                    "version": __version__,
-                    "pid": os.getpid(),
-                    "started": supervisor.started,
-                    "last_error": supervisor.last_error,
-                },
-                "workers": [_worker(worker) for worker in supervisor.pool.workers],
-                "offloads": {name: offload.reply() for name, offload in supervisor.offloads.items()},
-                "tables": {
-                    "epoch": supervisor.publisher.epoch,
-                    "hosts": len(supervisor.catalogue.hosts),
-                    "services": len(supervisor.catalogue.services),
-                    **_age(supervisor.membership.status()),
-                },
-                "cluster": _summary(supervisor.membership.status()),
-                "naming": None if supervisor.naming is None else await supervisor.naming.status(),
-                "upkeep": supervisor.upkeep.status(),
-                "firewall": supervisor.ports.status(),
-                "exposed": supervisor.ingress.status(),
-                "checks": supervisor.checks.status(),
-            }
-        )
+        return _reply(await picture.status(self._supervisor))
 
     async def flows(self, _request: web.Request) -> web.Response:
         """Live flows of all workers."""
@@ -286,29 +284,6 @@ def _service(service: Service) -> dict[str, Any]:
         "policy": service.policy,
         "backends": [str(address) for address in service.backends],
         "job": service.name,
-    }
-
-
-def _age(cluster: dict[str, Any]) -> dict[str, float]:
-    """Seconds for which the oldest of what the cluster said may have been outdated; nothing without a cluster."""
-    return {"staleness": cluster["staleness"]} if "staleness" in cluster else {}
-
-
-def _summary(cluster: dict[str, Any]) -> dict[str, Any]:
-    """The membership in few words."""
-    return {name: cluster[name] for name in _SUMMARY if name in cluster}
-
-
-def _worker(worker: Any) -> dict[str, Any]:
-    return {
-        "index": worker.index,
-        "pid": worker.pid,
-        "cpu": worker.cpu,
-        "restarts": worker.restarts,
-        "heartbeat_ns": int(worker.counters[HEARTBEAT]),
-        "counters": snapshot(worker.counters),
-        "drops": drops(worker.counters),
-        "stages": stages(worker.counters),
     }
 
 

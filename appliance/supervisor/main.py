@@ -28,12 +28,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import wraps
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import uvloop
 
@@ -68,6 +70,30 @@ if TYPE_CHECKING:
     from appliance.supervisor.naming import Naming
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+Method = Callable[Concatenate["Supervisor", P], Coroutine[Any, Any, R]]
+
+
+def counted(operation: str) -> Callable[[Method[P, R]], Method[P, R]]:
+    """Counts how often an operation of the supervisor was done, and how often it was refused."""
+
+    def decorate(method: Method[P, R]) -> Method[P, R]:
+        @wraps(method)
+        async def call(self: Supervisor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                result = await method(self, *args, **kwargs)
+            except Exception:
+                self.operations[operation, "refused"] += 1
+                raise
+            self.operations[operation, "ok"] += 1
+            return result
+
+        return call
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -115,6 +141,9 @@ class Supervisor:
         self.listeners: list[Listener] = []
         self.naming: Naming | None = None
         self.last_error = ""
+        self.reload_error = ""
+        self.reloaded_at = time.time()
+        self.operations: Counter[tuple[str, str]] = Counter()
         self.leaving = asyncio.Event()
         self.again = False
         self.started = round(time.time(), 3)
@@ -132,6 +161,7 @@ class Supervisor:
             raise
 
     async def _start(self) -> None:
+        from appliance.supervisor import monitor
         from appliance.supervisor.api import serve
         from appliance.supervisor.membership import Membership
         from appliance.supervisor.peers import Peers
@@ -202,6 +232,7 @@ class Supervisor:
         self._start_ingress()
         self._close_api = await serve(self)
         self._stack.push_async_callback(self._close_api)
+        self._stack.push_async_callback(await monitor.serve(self))
         self._goes_on = False
         log.info("ready", extra={"address": str(self.address), "workers": workers})
 
@@ -312,6 +343,7 @@ class Supervisor:
 
     # --- containers ----------------------------------------------------------------------------------------------
 
+    @counted("attach")
     async def attach(
         self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = ()
     ) -> Attachment:
@@ -351,6 +383,7 @@ class Supervisor:
         self.publisher.set_gateways(addresses)
         self.ports.ask()
 
+    @counted("detach")
     async def detach(self, service: str, instance: int) -> bool:
         """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
         known = self._known(service, instance)
@@ -400,6 +433,7 @@ class Supervisor:
         path = self.config.tables.static
         return self.publication.replace_static(read_results(Path(path)) if path else ()).changed
 
+    @counted("reload")
     async def reload(self) -> list[str]:
         """Read the configuration and the static tables again; gives what changed. A wrong file changes nothing.
 
@@ -417,12 +451,13 @@ class Supervisor:
                 raise
         except Exception as error:
             self.last_error = f"reload: {error}"
+            self.reload_error = str(error)
             raise
         configure(self.config.log.level)
         await self.ports.reconfigure(self.config)
         if self.naming is not None:
             self.naming.reconfigure(self.config)
-        self.last_error = ""
+        self.last_error, self.reload_error, self.reloaded_at = "", "", time.time()
         return [*(change.key for change in differences), *changed]
 
     async def stop(self) -> None:

@@ -28,7 +28,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -71,6 +72,7 @@ class Worker:
     records: Any
     counters: Any
     control: Any
+    messages: Any
     reports: reports.Reports
     wake: int
     pid: int = 0
@@ -119,7 +121,7 @@ def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: 
     records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
     counts[counters.ANNOUNCED] = ASLEEP
     wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    return Worker(index, cpu, queue, sockets, fds, records, counts, control, reports.Reports(ring), wake)
+    return Worker(index, cpu, queue, sockets, fds, records, counts, control, ring, reports.Reports(ring), wake)
 
 
 def adopted_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: int, left: Estate) -> Worker:
@@ -128,7 +130,7 @@ def adopted_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flo
     fds = {name: left.take(f"{index}.{name}") for name in layouts}
     records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
     reading = reports.Reports(ring, left.take(f"{index}.missed"))
-    return Worker(index, cpu, queue, sockets, fds, records, counts, control, reading, left.take(f"{index}.wake"))
+    return Worker(index, cpu, queue, sockets, fds, records, counts, control, ring, reading, left.take(f"{index}.wake"))
 
 
 class WorkerPool:
@@ -155,8 +157,9 @@ class WorkerPool:
             for i, it in enumerate(made)
         ]
         self._handoff_ports = tuple(s.handoff_port for s in sockets)
-        self._sticky = segment.create("edge-sticky", sticky.SECTIONS) if left is None else left.take("sticky")
-        self._seed = int.from_bytes(os.urandom(7), "little") if left is None else int(left.manifest["seed"])
+        self._guests: list[Any] = []
+        self.sticky = segment.create("edge-sticky", sticky.SECTIONS) if left is None else left.take("sticky")
+        self.seed = int.from_bytes(os.urandom(7), "little") if left is None else int(left.manifest["seed"])
         self._user = privileges.identity(config.workers.user, privileges.WORKER_UID, "workers.user")
         self.keepers = Keepers(systemd or Systemd({}), self._tell)
         """Who keeps what must outlive the supervisor."""
@@ -183,7 +186,22 @@ class WorkerPool:
 
     def announced(self) -> Iterable[int]:
         """Epochs that the workers announced (the ``readers`` of the tables)."""
-        return (int(worker.counters[counters.ANNOUNCED]) for worker in self._workers)
+        words = (*(worker.counters for worker in self._workers), *self._guests)
+        return (int(it[counters.ANNOUNCED]) for it in words)
+
+    def wake(self) -> None:
+        """Have every worker begin a batch, whether it has packets or not."""
+        for worker in self._workers:
+            os.eventfd_write(worker.wake, 1)
+
+    @contextmanager
+    def guest(self, words: Any) -> Iterator[None]:
+        """Within the block, whoever has these counters reads the tables too."""
+        self._guests.append(words)
+        try:
+            yield
+        finally:
+            self._guests = [it for it in self._guests if it is not words]
 
     async def start(self, publisher: Publisher, *, udp_gso: bool, coalesce: bool, renew: bool = False) -> None:
         """Start template and workers, or take over those that run; returns when all run.
@@ -193,7 +211,7 @@ class WorkerPool:
         """
         self._publisher = publisher
         self._offloads = {"udp_gso": udp_gso, "coalesce": coalesce}
-        self.keepers.keep({"tables": publisher.memory, "sticky": self._sticky})
+        self.keepers.keep({"tables": publisher.memory, "sticky": self.sticky})
         for worker in self._workers:
             self.keepers.keep(worker.named())
             self._listen(worker)
@@ -210,7 +228,7 @@ class WorkerPool:
         async with asyncio.timeout(limits.WORKER_EXIT_S + TEMPLATE_READY_S):
             for worker in self._workers:
                 await worker.running.wait()
-        self.keepers.describe(estate.manifest(self._config, len(self._workers), self._seed))
+        self.keepers.describe(estate.manifest(self._config, len(self._workers), self.seed))
         if renew:
             self._spawn_task(self._renew_all())
 
@@ -388,7 +406,7 @@ class WorkerPool:
             self._offloads["udp_gso"],
             self._offloads["coalesce"],
             self._handoff_ports,
-            self._seed,
+            self.seed,
             MODES[self._config.tunnel.learn_hosts],
             self._config.workers.busy_poll * 1_000,
             *self._user,
@@ -398,7 +416,7 @@ class WorkerPool:
         socks = worker.sockets
         fds = [tables, *(worker.fds[name] for name in MEMORY), worker.queue]
         fds += [socks.wire.fileno(), socks.handoff.fileno(), worker.wake, worker.reports.descriptor]
-        fds += [socks.fragmenting.fileno(), self._sticky]
+        fds += [socks.fragmenting.fileno(), self.sticky]
         fds += [sock.fileno() for sock in socks.sources]
         try:
             socket.send_fds(self._control, [spawn.encode()], fds)
@@ -515,7 +533,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Give up all memory and sockets of the workers."""
-        os.close(self._sticky)
+        os.close(self.sticky)
         for worker in self._workers:
             worker.close()
 

@@ -13,6 +13,7 @@ from tests.manager.processes import Manager
 from tests.supervisor.world import Node, World, ready, until
 
 ONE, TWO = "65f0000000000000000000a1", "65f0000000000000000000b2"
+METRICS_PORT = 9109
 CLIENTS = "app.ns.client.test"
 _numbers = itertools.count(1)
 
@@ -53,6 +54,19 @@ class Pair:
                 self.one.api.detach(job, 0)
 
     @contextmanager
+    def closest(self) -> Iterator[str]:
+        """The ServiceIP of a new service of policy closest, with its only instance on the first node."""
+        number = next(_numbers)
+        job, address, container = f"app.ns.near{number}.test", f"10.30.41.{number}", self.world.container()
+        self.manager.deploy(job, 1, service_ips={"closest": {"v4": address}})
+        self.one.api.attach(job, 0, {"netns": container.name})
+        until(lambda: self.is_up(job), f"{job} is announced")
+        try:
+            yield address
+        finally:
+            self.one.api.detach(job, 0)
+
+    @contextmanager
     def without_cluster(self) -> Iterator[None]:
         """Manager and broker have ended, and both nodes know."""
         self.manager.process.stop()
@@ -75,7 +89,8 @@ def pair_on(world: World) -> Pair:
     """Both nodes are members, the client is attached."""
     manager = world.manager()
     manager.deploy(CLIENTS, 1)
-    one, two = world.member(ONE), world.member(TWO, cluster={"interest": 60})
+    metrics = {"port": METRICS_PORT, "address": "0.0.0.0"}
+    one, two = world.member(ONE, metrics=metrics), world.member(TWO, cluster={"interest": 60}, metrics=metrics)
     for node in (one, two):
         node.start()
         ready(node)
