@@ -36,9 +36,9 @@ def processes(config: Config) -> list[str]:
     living = record.alive(runtime)
     if record.SUPERVISOR in living:
         raise StartError(f"process {living[record.SUPERVISOR]}: expected no supervisor that runs; stop it first")
-    left = estate.found(runtime, {})
-    if left is not None:
-        left.dissolve()
+    with suppress(StartError):  # a template that does not answer is ended by its record
+        if (left := estate.found(runtime, {})) is not None:
+            left.dissolve()
     record.end(runtime, living)
     return [f"process {pid} ({name})" for name, pid in living.items()]
 

@@ -30,7 +30,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import wraps
 from ipaddress import ip_address
@@ -497,6 +497,7 @@ async def _serve(config: Config, path: Path) -> bool:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    _reap_inherited(loop)
     loop.add_signal_handler(signal.SIGUSR2, lambda: supervisor.leave(again=False))
     loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(supervisor)))
     starting = asyncio.ensure_future(supervisor.start())
@@ -522,6 +523,20 @@ async def _serve(config: Config, path: Path) -> bool:
     supervisor.systemd.say("STOPPING=1")
     await supervisor.stop()
     return False
+
+
+def _reap_inherited(loop: asyncio.AbstractEventLoop) -> None:
+    """Wait for the children that this process had before it executed itself anew: nobody else does."""
+    for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        pidfd = os.pidfd_open(int(word))
+        loop.add_reader(pidfd, _reap, loop, int(word), pidfd)
+
+
+def _reap(loop: asyncio.AbstractEventLoop, pid: int, pidfd: int) -> None:
+    loop.remove_reader(pidfd)
+    os.close(pidfd)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 async def _reload(supervisor: Supervisor) -> None:

@@ -21,24 +21,31 @@ def workers(node: Node) -> list[int]:
     return [it["pid"] for it in node.api.status()["workers"]]
 
 
-WAYS = ("SIGUSR2", "SIGKILL", "restart")
-"""The latter two are in ``tests/lab/test_restarts.py`` too."""
+WAYS = ("SIGUSR2", "restart", "SIGKILL")
+"""The last one is in ``tests/lab/test_restarts.py`` too."""
 
 
 def test_workers_and_devices_go_on(hub: World, long: bool) -> None:
     node = alone(hub).start()
-    for how in WAYS if long else WAYS[:1]:
-        before, links, epoch = workers(node), node.namespace.state(), node.api.status()["tables"]["epoch"]
-        again(node, how)
-        assert workers(node) == before, how
-        assert node.namespace.state() == links, how
-        assert node.api.status()["tables"]["epoch"] > epoch, how
+    for how in WAYS if long else WAYS[:2]:
+        goes_on(node, how)
     before = workers(node)
     node.api.renew_workers()
     assert not set(workers(node)) & set(before)
     assert not any(map(alive, before))
     assert node.stop() == 0
     until(lambda: not node.processes(), "a stop on purpose ends everything")
+
+
+def goes_on(node: Node, how: str) -> None:
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
+    status = node.api.status()
+    before, links, epoch, resolver = workers(node), node.namespace.state(), status["tables"]["epoch"], status["naming"]
+    again(node, how)
+    assert workers(node) == before, how
+    assert node.namespace.state() == links, how
+    assert node.api.status()["tables"]["epoch"] > epoch, how
+    until(lambda: not alive(resolver["pid"]), "the next resolver has taken over, and the old one was waited for", 30)
 
 
 def since(node: Node) -> float:
