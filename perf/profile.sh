@@ -13,7 +13,7 @@ files=/run/edge-lab/$lab/$node
 test -f "$files/appliance.pid" || { echo "$files: expected a lab that is up (appliance lab up)" >&2; exit 1; }
 bin=$(dirname "$0")/../.venv/bin
 python=$bin/python spy=$bin/py-spy
-test -x "$spy" || { echo "$spy: expected to be installed: pip install -e '.[perf]'" >&2; exit 1; }
+test -x "$spy" || { echo "$spy: expected to be installed: make venv" >&2; exit 1; }
 supervisor=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$files/appliance.pid")
 
 workers() {

@@ -24,6 +24,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from appliance.lab import lifecycle, network
 from appliance.lab.network import UPLINK
 from appliance.lab.plan import UNDERLAY_MTU, Node, Setting, Spec, topology
+from appliance.lab.processes import inside
 from perf import net, offload
 
 INNER_MTU = 1450
@@ -37,6 +38,24 @@ PLAN = topology(Spec(name=net.LAB, nodes=2, instances=1))
 SERVER_NODE, CLIENT_NODE = PLAN.nodes
 PAIRS = ((CLIENT_NODE, SERVER_NODE), (SERVER_NODE, CLIENT_NODE))
 """Each node with the other one."""
+
+
+UNTRACKED = """
+table inet perf-untracked {
+    chain arriving {
+        type filter hook prerouting priority raw
+        ip saddr { 10.91.0.0/16, 10.92.0.0/16, 10.94.0.0-10.97.255.255 } notrack
+        ip6 saddr { 2001:db8:91::/48, 2001:db8:92::/48, 2001:db8:94::-2001:db8:97:ffff:ffff:ffff:ffff:ffff } notrack
+        udp dport { 4789, 40000-40999 } notrack
+    }
+    chain leaving {
+        type filter hook output priority raw
+        udp dport { 4789, 40000-40999 } notrack
+    }
+}
+"""
+"""Rules for nft(8) on both nodes. The appliance's own rules switch the kernel's connection tracking on where it runs;
+nobody else shall pay for that. All systems but the one that needs it (`vxlan-vip`) are exempt, their tunnels too."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,8 @@ def build(settings: Iterable[Setting], report: Callable[[str], None], *, applian
         lifecycle.up(replace(PLAN.spec, settings=tuple(settings)), report)
     else:
         network.build(PLAN)
+    for node in PLAN.nodes:
+        net.run(*inside(node.namespace, ["nft", "-f", "-"]), stdin=UNTRACKED)
 
 
 def join(system: str, number: int, mtu: int = INNER_MTU) -> Path:

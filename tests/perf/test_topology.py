@@ -15,6 +15,7 @@ from perf.load import iperf, ports
 from perf.load.tool import ROOT
 from perf.systems import OTHERS
 from perf.systems.direct import Direct
+from perf.systems.vip import VxlanVip
 from perf.systems.vxlan import Vxlan
 from perf.topology import PLAN, Subnet
 
@@ -107,3 +108,22 @@ def _streaming() -> bool:
 
 def _command(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_the_others_are_not_tracked_while_one_system_needs_it(nodes):
+    """What nftables tracks costs each packet; no system shall pay for another's rules."""
+    direct, vip = Direct(), VxlanVip()
+    plain, translated = direct.set_up(), vip.set_up()
+    node, streams = PLAN.nodes[1].namespace, 6
+
+    def tracked(path: topology.Path) -> int:
+        """Connections that the client's node tracks more, after so many streams and iperf3's own connection."""
+        count = inside(node, ["cat", "/proc/sys/net/netfilter/nf_conntrack_count"])
+        before = int(net.run(*count))
+        with iperf.server(path.server):
+            iperf.stream(path.client, path.address_v4, 1, streams)
+        return int(net.run(*count)) - before
+
+    with vip.active():
+        assert tracked(plain) < streams, "beside neighbour discovery and the like, nothing"
+        assert tracked(translated) > streams
