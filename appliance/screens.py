@@ -33,7 +33,8 @@ def status(data: Mapping[str, Any], counters: bool = False) -> RenderableType:
     parts += [_facts(title, data[title]) for title in ("node", "cluster", "tables", "offloads") if data.get(title)]
     parts.append(table("workers", map(_worker, workers)))
     if counters:
-        parts += [_facts(title, data[title]) for title in ("naming", "upkeep") if data.get(title)]
+        named = ("naming", "upkeep", "firewall", "exposed", "checks")
+        parts += [_facts(title, data[title]) for title in named if isinstance(data.get(title), Mapping)]
         return Group(*parts, _counters(workers))
     return Group(*parts, drops(totals(workers)[:DROPS_SHOWN]), *_errors(data))
 

@@ -213,6 +213,15 @@ def test_doctor_finds_a_well_node_well_and_names_what_is_not(pair: Pair) -> None
     assert "no socket /none: the appliance is not running" in done.stdout
 
 
+def test_the_supervisors_profile_is_a_flame_graph_of_its_functions(pair: Pair, tmp_path: Path) -> None:
+    file = tmp_path / "flame.svg"
+    config = str(pair.two.directory / "appliance.toml")
+    command(pair.two, "profile", "supervisor", str(file), "--seconds", "1", "-c", config)
+    text = file.read_text()
+    assert "<svg" in text
+    assert "supervise" in text or "appliance" in text
+
+
 # --- Prometheus itself --------------------------------------------------------------------------
 
 
