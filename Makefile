@@ -7,10 +7,10 @@ WARM := .cache/warm
 COMPILED := appliance/limits.py appliance/observe/counters.py appliance/supervisor/warm.py \
   $(shell find appliance/dataplane appliance/tables -name '*.py')
 
-.PHONY: help lab test check perf sequences config warm venv packages clean
+.PHONY: help lab test check perf perf-results perf-smoke sequences config warm venv packages clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 lab: $(WARM) ## a cluster, two nodes, one service with an instance on each, a client that calls it
 	$(BIN)/appliance lab demo
@@ -22,8 +22,27 @@ check: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-perf: $(WARM) ## direct routing, kernel VXLAN and the appliance, side by side; PERF=--quick
+perf: $(WARM) ## direct routing, kernel VXLAN, the appliance and others that are installed; PERF=--quick
 	$(BIN)/python -m perf run $(PERF)
+
+FIGURES := docs/figures
+STUDIES := calibrate path tables naming storm loss latency
+
+perf-results: $(WARM) ## every result that docs/benchmarks.md shows, and its figures, anew: an hour of a quiet machine
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[perf]'
+	$(BIN)/python -m perf run --output perf/results/systems.json
+	$(BIN)/python -m perf report perf/results/systems.json --into docs/benchmarks.md
+	$(BIN)/python -m perf smoke --record perf/results/systems.json
+	$(BIN)/python -m perf run --systems vxlan,appliance,modes --scenarios tcp1,udp64-flows,rr --seconds 2 --output perf/results/modes.json
+	$(BIN)/python -m perf report perf/results/modes.json --into docs/benchmarks.md --as modes
+	for study in $(STUDIES); do \
+	  $(BIN)/python -m perf $$study --output perf/results/$$study.json || exit 1; \
+	  $(BIN)/python -m perf report perf/results/$$study.json --into docs/benchmarks.md || exit 1; \
+	done
+	$(BIN)/python -m perf plot perf/results/systems.json $(STUDIES:%=perf/results/%.json) --into $(FIGURES)
+
+perf-smoke: $(WARM) ## fail if the appliance lost a fifth of its speed against VXLAN; PERF=--slow=spin shows that it would
+	$(BIN)/python -m perf smoke $(PERF)
 
 sequences: $(WARM) ## docs/sequences.md, from what a lab's nodes and cluster say to each other
 	$(BIN)/python -m appliance.lab.trace > docs/sequences.new && mv docs/sequences.new docs/sequences.md

@@ -2,8 +2,9 @@
 
 Theory of operation
 -------------------
-*The supervisor* keeps `SUPERVISOR` and no other capability. What it executes, the template and the resolver, starts as
-root again, and so with `CHILDREN` besides, out of the bounding set; that is what they need to become somebody else.
+*The supervisor* has `SUPERVISOR` and no other capability in effect, and no_new_privs. What it executes, the template
+and the resolver, may use `CHILDREN` besides, which is permitted and not in effect here: what they need to become
+somebody else.
 
 *A worker and the resolver* give up all of it for good (`drop`): bounding set, user and groups, capabilities,
 no_new_privs. Then they install a list of the system calls that they make (`confine`), once everything is compiled and
@@ -29,7 +30,6 @@ from typing import Final
 import pyseccomp
 
 CAPABILITIES: Final = {
-    "KILL": 5,
     "SETGID": 6,
     "SETUID": 7,
     "SETPCAP": 8,
@@ -44,8 +44,8 @@ CAPABILITIES: Final = {
 SUPERVISOR: Final = ("NET_ADMIN", "SYS_ADMIN", "NET_BIND_SERVICE", "BPF", "PERFMON", "SYS_PTRACE")
 """Links, addresses, routes · namespaces · DNS on port 53 · steering programs, both · the network namespace of a
 container that is named by a process: /proc/PID/ns/net of one with other capabilities can be opened with it only."""
-CHILDREN: Final = ("SETUID", "SETGID", "SETPCAP", "KILL")
-"""To become another user, to empty the bounding set, and to end a worker that does not listen."""
+CHILDREN: Final = ("SETUID", "SETGID", "SETPCAP")
+"""To become another user, and to empty the bounding set."""
 WORKER_UID, RESOLVER_UID = 65_501, 65_502
 """Who workers and resolver are where no user is configured and none is called `USER`: numbers out of the range that
 systemd gives to services (61184 to 65519), which no file belongs to."""
@@ -131,7 +131,7 @@ def drop(uid: int, gid: int) -> None:
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    _set_capabilities(())
+    _set_capabilities((), ())
     no_new_privileges()
 
 
@@ -144,11 +144,13 @@ def no_new_privileges() -> None:
 def keep(names: Iterable[str], for_children: Iterable[str] = ()) -> None:
     """Keep these capabilities, as far as we have them, and have what we execute start with those for children besides.
 
-    Raises OSError.
+    Nothing that is executed has more than that, whoever its file belongs to. Raises OSError.
     """
     names = tuple(names)
-    _bound((*names, *for_children))
-    _set_capabilities(names)
+    permitted = (*names, *for_children)
+    _bound(permitted)
+    _set_capabilities(names, permitted)
+    no_new_privileges()
 
 
 def _bound(kept: Iterable[str]) -> None:
@@ -158,13 +160,16 @@ def _bound(kept: Iterable[str]) -> None:
             _check(_LIBC.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "PR_CAPBSET_DROP")
 
 
-def _set_capabilities(names: Iterable[str]) -> None:
-    wanted = sum(1 << CAPABILITIES[name] for name in names)
+def _bits(names: Iterable[str]) -> int:
+    return sum(1 << CAPABILITIES[name] for name in names)
+
+
+def _set_capabilities(effective: Iterable[str], permitted: Iterable[str]) -> None:
     header, data = (ctypes.c_uint32 * 2)(_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     _check(_LIBC.capget(header, data), "capget")
     has = data[1] | data[4] << 32
-    kept = wanted & has
-    data[:] = [kept & 0xFFFFFFFF, kept & 0xFFFFFFFF, 0, kept >> 32, kept >> 32, 0]
+    in_effect, kept = _bits(effective) & has, _bits(permitted) & has
+    data[:] = [in_effect & 0xFFFFFFFF, kept & 0xFFFFFFFF, 0, in_effect >> 32, kept >> 32, 0]
     _check(_LIBC.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0), "PR_CAP_AMBIENT")
     _check(_LIBC.capset(header, data), "capset")
 

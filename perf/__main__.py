@@ -4,9 +4,11 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import click
 from pydantic import ValidationError
@@ -15,14 +17,18 @@ from rich.console import Console
 from appliance.client import ApiError
 from appliance.lab.lifecycle import LabError
 from appliance.lab.plan import SpecError
-from perf import report, thresholds
+from perf import report, slow, smoke, thresholds
 from perf.compare import compare as compare_results
+from perf.load.tool import ToolError
 from perf.net import NetError
 from perf.results import Plan, Result, Sample
 from perf.run import run as measure
 from perf.scenarios import SCENARIOS
+from perf.slow import enable as slow_down
+from perf.study import Study
 from perf.systems import ALL, MODES, OTHERS, USUAL
 
+T = TypeVar("T")
 SECONDS, REPEATS = 3, 5
 QUICK_SECONDS, QUICK_REPEATS = 2, 2
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -74,13 +80,127 @@ def list_() -> None:
             click.echo(f"  {it.name:20}{it.sentence}")
 
 
+OUTPUT = click.option("--output", type=click.Path(path_type=Path), help=f"Result file; a new one in {RESULTS}.")
+SETTINGS = click.option("--set", "settings", multiple=True, help="A key of the appliance's configuration.")
+SECONDS_OPTION = click.option("--seconds", type=click.IntRange(1), default=2, show_default=True, help="Of each trial.")
+
+
+def _finished(study: Study, output: Path | None) -> None:
+    """Prints a study and writes its file."""
+    path = output or RESULTS / f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    study.save(path)
+    width = max(len(fact.what) for fact in study.facts)
+    for fact in study.facts:
+        click.echo(f"{fact.what:{width}}  {fact.value}")
+    click.echo(f"result: {path}")
+
+
 @main.command()
-def tables() -> None:
+@OUTPUT
+def tables(output: Path | None) -> None:
     """From the cluster's answers to the workers' tables, with 10,000 services."""
     from perf.tables import measure as measure_tables
 
-    for line in measure_tables().lines():
-        click.echo(line)
+    _finished(measure_tables().study(), output)
+
+
+@main.command("path")
+@OUTPUT
+def path_(output: Path | None) -> None:
+    """The packet path without the kernel: cost against flows, services, batch and cores."""
+    from appliance.config import Config
+    from appliance.dataplane import cache
+
+    cache.use(Config().paths.cache)  # before numba is imported
+    from perf.path import measure as measure_path
+
+    _finished(measure_path(), output)
+
+
+@main.command()
+@OUTPUT
+def naming(output: Path | None) -> None:
+    """The resolver beside dnsmasq: answers a second, and how long they take."""
+    from perf.naming import measure as measure_naming
+
+    _finished(measure_naming(), output)
+
+
+@main.command()
+@click.option("--nodes", type=click.IntRange(1), default=5_000, show_default=True)
+@click.option("--services", type=click.IntRange(1), default=50_000, show_default=True)
+@OUTPUT
+def storm(nodes: int, services: int, output: Path | None) -> None:
+    """Simulated nodes and services against one cluster service manager."""
+    from perf.storm import measure as measure_storm
+
+    _finished(measure_storm(nodes, services), output)
+
+
+@main.command()
+@click.option("--systems", type=Names(SYSTEM_NAMES, GROUPS), default=GROUPS["usual"], help="Comma-separated.")
+@click.option("--flows", type=click.IntRange(1), default=64, show_default=True)
+@SECONDS_OPTION
+@SETTINGS
+@OUTPUT
+def loss(systems: tuple[str, ...], flows: int, seconds: int, settings: tuple[str, ...], output: Path | None) -> None:
+    """Packets a second that a system carries without loss, by binary search."""
+    from perf.loss import measure as measure_loss
+
+    plan = Plan(systems=systems, scenarios=(), repeats=1, seconds=seconds, settings=settings)
+    _finished(_orderly(lambda: measure_loss(plan, flows, _say)), output)
+
+
+@main.command()
+@click.option("--systems", type=Names(SYSTEM_NAMES, GROUPS), default=GROUPS["usual"], help="Comma-separated.")
+@click.option("--rate", type=float, default=5_000.0, show_default=True, help="Requests a second.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@SECONDS_OPTION
+@SETTINGS
+@OUTPUT
+def latency(
+    systems: tuple[str, ...], rate: float, repeats: int, seconds: int, settings: tuple[str, ...], output: Path | None
+) -> None:
+    """The distribution of response times with open-loop arrival."""
+    from perf.latency import measure as measure_latency
+
+    plan = Plan(systems=systems, scenarios=(), repeats=repeats, seconds=seconds, settings=settings)
+    _finished(_orderly(lambda: measure_latency(plan, rate, _say)), output)
+
+
+@main.command()
+@OUTPUT
+def calibrate(output: Path | None) -> None:
+    """The generators against themselves, iperf3 and sockperf; fails if they are apart by more than a tenth."""
+    from perf.calibrate import measure as measure_calibration
+
+    plan = Plan(systems=("direct",), scenarios=(), repeats=1, seconds=1)
+    study, agreed = _orderly(lambda: measure_calibration(plan, _say))
+    _finished(study, output)
+    sys.exit(int(not agreed))
+
+
+@main.command()
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option(
+    "--into", type=click.Path(path_type=Path, file_okay=False), default=RESULTS / "figures", show_default=True
+)
+def plot(files: tuple[Path, ...], into: Path) -> None:
+    """Draw result FILES and studies: PNG, SVG, and one page of HTML."""
+    try:
+        from perf.plot import write
+    except ImportError as error:
+        raise click.ClickException(f"{error.name}: expected to be installed: pip install -e '.[perf]'") from error
+    for path in write([_any(file) for file in files], into):
+        click.echo(path)
+
+
+def _any(file: Path) -> Result | Study:
+    """What is in a file."""
+    try:
+        return Study.load(file)
+    except ValidationError:
+        return _loaded(file)
 
 
 @main.command()
@@ -126,10 +246,20 @@ def run(
 
 def _measured(plan: Plan) -> Result:
     """Runs the plan, with its progress on standard error."""
+    return _orderly(lambda: measure(plan, _say, _tell))
+
+
+def _say(sentence: str) -> None:
+    """Tells progress on standard error."""
+    click.echo(sentence, err=True)
+
+
+def _orderly(work: Callable[[], T]) -> T:
+    """Does what works in namespaces, with everything removed on an interrupt. Raises ClickException."""
     handle_interrupts()
     try:
-        return measure(plan, lambda said: click.echo(said, err=True), _tell)
-    except (NetError, LabError, SpecError, ApiError) as error:
+        return work()
+    except (NetError, LabError, SpecError, ApiError, ToolError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -193,17 +323,40 @@ def compare(before: Path, after: Path, everything: bool, check: bool) -> None:
     sys.exit(int(check and any(it.verdict == "worse" and it.system == thresholds.SYSTEM for it in changes)))
 
 
+@main.command("smoke")
+@click.option("--slow", type=click.Choice(list(slow.KINDS)), help="Slow the workers down, to see that it is caught.")
+@click.option("--set", "settings", multiple=True, help="A key of the appliance's configuration: section.key=value.")
+@click.option("--record", type=FILE, help="Take the baseline's ratios from this result file instead of measuring.")
+def smoke_(slow: str | None, settings: tuple[str, ...], record: Path | None) -> None:
+    """Fail if the appliance lost more than a fifth of its speed against VXLAN."""
+    if record is not None:
+        smoke.FILE.write_text(smoke.Baseline.of(_loaded(record)).model_dump_json(indent=1) + "\n")
+        return
+    if slow is not None:
+        slow_down(slow)
+    baseline = smoke.Baseline.model_validate_json(smoke.FILE.read_bytes())
+    held = smoke.guard(baseline, lambda plan: _measured(plan.model_copy(update={"settings": settings})), click.echo)
+    sys.exit(int(not held))
+
+
 @main.command("report")
 @click.argument("file", type=FILE)
 @click.option("--into", type=click.Path(path_type=Path, exists=True), help="A page whose results are replaced.")
+@click.option("--as", "name", default=report.RESULTS, show_default=True, help="Of the marks, for a result of `run`.")
 @click.option("--check", is_flag=True, help="Fail unless the appliance meets every threshold.")
-def report_(file: Path, into: Path | None, check: bool) -> None:
+def report_(file: Path, into: Path | None, name: str, check: bool) -> None:
     """Print the tables of a result FILE, or write them into a page between its marks."""
-    result = _loaded(file)
+    result = _any(file)
+    if isinstance(result, Study):
+        if into is None:
+            click.echo(result.markdown())
+        else:
+            into.write_text(result.inserted(into.read_text()))
+        return
     if into is None:
         report.show(Console(), result)
     else:
-        into.write_text(report.inserted(into.read_text(), result))
+        into.write_text(report.inserted(into.read_text(), result, name))
     sys.exit(_status(result, check))
 
 

@@ -14,8 +14,13 @@ from perf.thresholds import SYSTEM, Verdict, judge
 
 NOTHING = "–"
 """Where there is no number."""
-BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
-"""Marks in a page around what `inserted` writes."""
+RESULTS = "results"
+"""Of the marks in a page around what `inserted` writes, unless told otherwise."""
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines around a result in a page."""
+    return f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,12 @@ def _markdown(grid: Grid) -> str:
     return f"**{grid.title}**\n\n{table}\n"
 
 
-def inserted(page: str, result: Result) -> str:
-    """A page with the text between its marks replaced by a result. Raises ValueError for a page without
-    marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _old, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"expected the marks {BEGIN.strip()} and {END.strip()}")
+def inserted(page: str, result: Result, name: str = RESULTS) -> str:
+    """A page with the text between the marks of that name replaced by a result. Raises ValueError for a page without
+    them."""
+    begin, end = marks(name)
+    before, found, rest = page.partition(begin)
+    _old, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"expected the marks {begin.strip()} and {end.strip()}")
     return f"{before}{begin}{markdown(result)}{end}{after}"

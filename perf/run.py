@@ -7,6 +7,7 @@ shows in the spread. Modes of the appliance need a restart: each has its turn of
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby, product
 
@@ -41,11 +42,7 @@ def run(plan: Plan, report: Report, seen: Seen) -> Result:
     started, machine = datetime.now(UTC).replace(microsecond=0), environment.machine()
     if machine["busy_before_percent"] > QUIET_PERCENT:
         report(f"machine: expected to be quiet, {machine['busy_before_percent']} % busy: do not trust the numbers")
-    with net.workspace():
-        systems = _usable(plan, report)
-        needs_lab = any(isinstance(system, Appliance) for system in systems)
-        topology.build(map(setting, plan.settings), report, appliance=needs_lab)
-        paths = {system.name: system.set_up() for system in systems}
+    with session(plan, report) as (systems, paths):
         described = {system.name: system.describe() for system in systems}
         samples = tuple(_samples(plan, systems, paths, seen))
         return Result(
@@ -57,6 +54,16 @@ def run(plan: Plan, report: Report, seen: Seen) -> Result:
             samples=samples,
             memory=tuple(_memory(systems)),
         )
+
+
+@contextmanager
+def session(plan: Plan, report: Report) -> Iterator[tuple[list[System], dict[str, Path]]]:
+    """The network with all usable systems of a plan on it, and their paths by name; removed when the block ends."""
+    with net.workspace():
+        systems = _usable(plan, report)
+        needs_lab = any(isinstance(system, Appliance) for system in systems)
+        topology.build(map(setting, plan.settings), report, appliance=needs_lab)
+        yield systems, {system.name: system.set_up() for system in systems}
 
 
 def _usable(plan: Plan, report: Report) -> list[System]:

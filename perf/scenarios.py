@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from perf import offload, topology
 from perf.load import iperf, ports
@@ -17,7 +18,8 @@ UDP_FLOWS = 64
 """Flows in turns, a packet each: no two neighbouring packets belong together, so that none can be batched by flow."""
 
 OPEN_RATE = 5_000
-"""Requests a second with open-loop arrival: a load that every system here bears, so that the tail shows, not a queue."""
+"""Requests a second with open-loop arrival: a load that every system here bears, so that the tail shows, not a
+queue."""
 CONNECTION_PACKETS = 6
 """SYN, SYN-ACK, ACK, the byte and the server's FIN, the reset."""
 
@@ -126,20 +128,27 @@ def request_response(path: Path, workers: list[int], seconds: int) -> Values:
     }
 
 
-def open_loop(path: Path, workers: list[int], seconds: int) -> Values:
-    """Response times of small UDP requests that arrive whether or not earlier ones were answered."""
+def open_answers(path: Path, seconds: float, rate: float, workers: list[int] | None = None) -> dict[str, Any]:
+    """What a client with open-loop arrival says (`perf.load.openloop.Answered`), with the processor time under
+    `used`."""
     with end(path.server, "open-server", str(ports.UDP)).expect(b"ready") as server:
         server.go()
-        arguments = (path.address_v4, str(ports.UDP), f"{seconds}", f"{OPEN_RATE}")
+        arguments = (path.address_v4, str(ports.UDP), f"{seconds}", f"{rate}")
         with end(path.client, "open-client", *arguments) as client:
             client.expect(b"ready")
-            with metered(workers) as used:
+            with metered(workers or []) as used:
                 answered = client.go().result(seconds)
+    return {**answered, "used": used}
+
+
+def open_loop(path: Path, workers: list[int], seconds: int) -> Values:
+    """Response times of small UDP requests that arrive whether or not earlier ones were answered."""
+    answered = open_answers(path, seconds, OPEN_RATE, workers)
     return {
         **{f"{rank}_us": value for rank, value in answered["percentiles"].items()},
         "loss_percent": 100 * answered["lost"] / answered["requests"],
         **{f"late_{rank}_us": value for rank, value in answered["late"].items()},
-        **costs(used, "mpkt", 2 * answered["requests"] / 1e6),
+        **costs(answered["used"], "mpkt", 2 * answered["requests"] / 1e6),
     }
 
 

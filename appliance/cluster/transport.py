@@ -17,7 +17,8 @@ the next one reconciles. What was sent and not acknowledged is not sent again by
 true at the time of the next connection.
 
 A connection does not outlive the address that it was made from: nothing would arrive any more, and TCP would take
-``SILENCE_MAX`` to say so. Whoever sees addresses go asks for it to be looked at (``renew_if_stranded``).
+``SILENCE_MAX`` to say so. Whoever sees addresses go asks for it to be looked at (``renew_if_stranded``), be it made
+or only begun. The next attempt follows as after a long connection, for that was nobody's refusal.
 
 The broker publishes the last will when the connection ends without a farewell, within 1.5 times the keepalive at the
 latest. So that a node that is merely busy is not given up, the broker is asked for a sign of life after ``ASK`` of
@@ -27,7 +28,6 @@ the keepalive, not after all of it: a pause of the event loop may then be as lon
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import random
 import socket
@@ -38,6 +38,7 @@ import aiomqtt
 
 from appliance.cluster.access import Access
 from appliance.cluster.commands import Publish, Subscribe, Transmission, Unsubscribe
+from appliance.cluster.connection import Connection
 
 log = logging.getLogger(__name__)
 mqtt_log = log.getChild("mqtt")
@@ -61,6 +62,10 @@ REFUSED: Final = 0x80
 QOS: Final = 1
 LOST: Final = (aiomqtt.MqttError, OSError, ValueError)
 """How a connection ends, or fails to begin; ValueError is paho's, about a host name that is none."""
+
+
+class StrandedError(aiomqtt.MqttError):
+    """The host has lost the address that a connection was made from."""
 
 
 class Events(Protocol):
@@ -99,7 +104,7 @@ class Transport:
         self.hold: Callable[[int | None], None] = lambda _descriptor: None
         """Is given the descriptor of each connection, and None at its end. Whoever keeps a duplicate keeps the broker
         from publishing the last will if this process is killed; the next connection of this node replaces it."""
-        self._client: aiomqtt.Client | None = None
+        self._client: Connection | None = None
         self._broken: asyncio.Future[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -107,14 +112,15 @@ class Transport:
         """Keeps a connection until cancelled."""
         attempt, loop = 0, asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            began, refused = loop.time(), True
             try:
                 await self._connection()
             except Exception as error:  # also a mistake of ours: a new connection starts from the state
                 if not isinstance(error, LOST):
                     log.exception("connection given up")
                 self._events.disconnected(str(error) or type(error).__name__)
-            attempt = 0 if loop.time() - began >= LASTED else attempt + 1
+                refused = not isinstance(error, StrandedError)
+            attempt = attempt + 1 if refused and loop.time() - began < LASTED else 0
             await asyncio.sleep(pause(attempt))
 
     def send(self, command: Transmission) -> None:
@@ -133,31 +139,40 @@ class Transport:
 
     def renew_if_stranded(self) -> bool:
         """Gives up a connection whose own address this host has no more, for a new one; whether it was such."""
-        if self._client is None or self._broken is None or not _is_stranded(_socket(self._client)):
+        if self._client is None or not self._client.is_stranded():
             return False
-        if not self._broken.done():
-            self._broken.set_exception(aiomqtt.MqttError("this node has lost the address that it was connected from"))
+        reason = StrandedError("this node has lost the address that it was connected from")
+        if self._broken is None:
+            self._client.give_up(reason)
+        elif not self._broken.done():
+            self._broken.set_exception(reason)
+        self._client.abandon()
         return True
 
     async def _connection(self) -> None:
         """One connection, from its begin to its end. Raises MqttError when it is lost."""
-        async with self._new_client() as client:
-            if _socket(client) is None:  # aiomqtt forgets a connection's end that came together with its beginning
-                raise aiomqtt.MqttError("the broker let this node in, and closed the connection at once")
-            client.pending_calls_threshold = CALLS_MAX
-            _ask_after(client, max(1, round(self._access.keepalive * ASK)))
-            broken = asyncio.get_running_loop().create_future()
-            self._client, self._broken = client, broken
-            try:
-                self.hold(_socket(client).fileno())
-                self._events.connected()
-                await self._read(client, broken)
-            finally:
-                self._client = self._broken = None
-                self.hold(None)
-                await _cancel(self._calls)
+        self._client = client = self._new_client()
+        try:
+            async with client:
+                client.pending_calls_threshold = CALLS_MAX
+                client.ask_after(max(1, round(self._access.keepalive * ASK)))
+                await self._use(client)
+        finally:
+            self._client = None
 
-    async def _read(self, client: aiomqtt.Client, broken: asyncio.Future[None]) -> None:
+    async def _use(self, client: Connection) -> None:
+        """A connection that is made, to its end."""
+        self._broken = broken = asyncio.get_running_loop().create_future()
+        try:
+            self.hold(client.socket.fileno())
+            self._events.connected()
+            await self._read(client, broken)
+        finally:
+            self._broken = None
+            self.hold(None)
+            await _cancel(self._calls)
+
+    async def _read(self, client: Connection, broken: asyncio.Future[None]) -> None:
         """Reports messages until the connection is lost, or a call says that it is of no use any more."""
         reading = asyncio.create_task(self._report(client))
         try:
@@ -167,38 +182,38 @@ class Transport:
             broken.cancel()
             await _cancel({reading})
 
-    async def _report(self, client: aiomqtt.Client) -> None:
+    async def _report(self, client: Connection) -> None:
         async for message in client.messages:
             payload = message.payload
-            _acknowledge(client)
+            client.acknowledge()
             self._events.received(message.topic.value, payload if isinstance(payload, bytes) else b"")
 
-    async def _call(self, client: aiomqtt.Client, broken: asyncio.Future[None], command: Transmission) -> None:
+    async def _call(self, client: Connection, broken: asyncio.Future[None], command: Transmission) -> None:
         try:
             await self._carry_out(client, command)
         except aiomqtt.MqttError as error:
             if not broken.done():
                 broken.set_exception(error)
 
-    async def _carry_out(self, client: aiomqtt.Client, command: Transmission) -> None:
+    async def _carry_out(self, client: Connection, command: Transmission) -> None:
         match command:
             case Publish():
                 await client.publish(command.topic, command.payload, QOS, command.retain)
-                _acknowledge(client)
+                client.acknowledge()
                 self._events.delivered(command)
             case Subscribe():
                 await self._subscribe(client, command.topics)
             case Unsubscribe():
                 await client.unsubscribe(list(command.topics))
 
-    async def _subscribe(self, client: aiomqtt.Client, topics: tuple[str, ...]) -> None:
+    async def _subscribe(self, client: Connection, topics: tuple[str, ...]) -> None:
         codes: Iterable[Any] = await client.subscribe([(topic, QOS) for topic in topics])
         for topic, code in zip(topics, codes, strict=False):
             if getattr(code, "value", code) >= REFUSED:
                 self._events.refused(topic)
 
-    def _new_client(self) -> aiomqtt.Client:
-        return aiomqtt.Client(
+    def _new_client(self) -> Connection:
+        return Connection(
             self._access.host,
             self._access.port,
             username=self._access.user,
@@ -227,41 +242,6 @@ def _parts(command: Transmission) -> Iterator[Transmission]:
         return
     for start in range(0, len(command.topics), TOPICS_A_CALL):
         yield Subscribe(command.topics[start : start + TOPICS_A_CALL])
-
-
-def _socket(client: aiomqtt.Client) -> Any:
-    """The connection's socket, None if it is closed; aiomqtt has no name of its own for it."""
-    return client._client.socket()
-
-
-def _is_stranded(sock: Any) -> bool:
-    """Whether a connection's own address is not an address of this host any more."""
-    if sock is None:
-        return False
-    own = sock.getsockname()
-    with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((own[0], 0, *own[2:]))
-        except OSError as error:
-            return error.errno == errno.EADDRNOTAVAIL
-    return False
-
-
-def _ask_after(client: aiomqtt.Client, seconds: int) -> None:
-    """Has silence of so many seconds end with a question to the broker. What the broker was told stays, and paho takes
-    another value only before it connects, when the broker would be told that one."""
-    client._client._keepalive = seconds
-
-
-def _acknowledge(client: aiomqtt.Client) -> None:
-    """Has the kernel acknowledge at once what was read, which it does not do for good when told once (tcp(7)).
-
-    A broker with Nagle's algorithm, as mosquitto by default, holds an answer back until the acknowledgement of the
-    question, sent before, is acknowledged itself. Measured here with mosquitto 2.0: 44 ms a question, and 4 ms so.
-    """
-    sock = _socket(client)
-    if sock is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 async def _cancel(tasks: set[asyncio.Task[None]]) -> None:

@@ -11,6 +11,7 @@ from appliance.dataplane import balance, flow, learn, misses
 from appliance.dataplane.balance import sticky
 from appliance.dataplane.memory import counters
 from appliance.dataplane.steering import steer
+from appliance.dataplane.wire import tcp
 from appliance.dataplane.wire.checksum import delta, fold
 from appliance.observe.counters import COUNTS, Count, Drop
 from appliance.tables.layout import HOST_LOCAL, NODE_OURS, POLICY_INSTANCE
@@ -36,7 +37,11 @@ _EVICTED, _LIVE = COUNTS + Count.FLOWS_EVICTED.value, COUNTS + Count.FLOWS_LIVE.
 
 @njit
 def outbound_flow(w, p):
-    """Number of the flow of a packet from a container, decided as of the current tables; or minus a ``Drop`` reason."""
+    """Number of the flow of a packet from a container, decided as of the current tables; or minus a ``Drop`` reason.
+
+    A connection that was closed and is opened again from the same port is another one (RFC 9293 section 3.6.1, and
+    nf_conntrack_proto_tcp.c): its instance is chosen anew.
+    """
     number = flow.find(
         w,
         flow.OUTBOUND,
@@ -49,11 +54,20 @@ def outbound_flow(w, p):
         p.protocol,
     )
     if number >= 0:
-        if flow.records(w)[number].epoch == w.state[0].epoch or _refresh(w, number):
+        if p.tcp_flags & (tcp.SYN | tcp.ACK) == tcp.SYN and flow.records(w)[number].state == flow.CLOSING:
+            flow.remove(w, number)
+        elif is_current(w, number):
             return number
-        flow.remove(w, number)
-        counters(w)[_MOVED] += 1
+        else:
+            flow.remove(w, number)
+            counters(w)[_MOVED] += 1
     return _open(w, p)
+
+
+@njit
+def is_current(w, number):
+    """Whether a flow may go on as it is: its instance, and its own container, are still those that it began with."""
+    return flow.records(w)[number].epoch == w.state[0].epoch or _refresh(w, number)
 
 
 @njit

@@ -10,7 +10,8 @@ addresses that it had on the wire; each node translates between that and its own
 
 A node may speak for itself, as a router does ("time exceeded"): its source then stays as it is. An error is passed on
 only if its own checksum is right, since its content is changed and the checksum made anew. Towards a container it must
-be about a live flow of that container; anything else could be forged to cut other people's connections.
+be about a live flow of that container; anything else could be forged to cut other people's connections. An error is no
+packet of the flow: it lengthens no flow's life, and does not find one whose time is over or whose instance is gone.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ from numba import njit
 
 from appliance.dataplane import flow
 from appliance.dataplane.classify import DCCP, TCP, UDP, UDP_LITE
-from appliance.dataplane.decide import is_local, peer_of
+from appliance.dataplane.decide import is_current, is_local, peer_of
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import le16, put_le16
 from appliance.dataplane.reply import gateway
@@ -74,7 +75,7 @@ def check_outbound(w, buffer, p):
 @njit
 def find_outbound(w, p):
     """Number of the local container's flow that the error is about, or -1: the quoted packet came in on it."""
-    return flow.find(
+    number = flow.find(
         w,
         flow.OUTBOUND,
         p.inner_destination_hi,
@@ -85,6 +86,9 @@ def find_outbound(w, p):
         p.inner_source_port,
         np.int64(p.inner_protocol),
     )
+    if number < 0 or flow.records(w)[number].deadline <= w.state[0].now or not is_current(w, number):
+        return np.int64(-1)
+    return number
 
 
 @njit
@@ -116,6 +120,8 @@ def _sent_to(w, p, local_hi, local_lo, peer_hi, peer_lo):
     if number < 0:
         return number
     f = flow.records(w)[number]
+    if f.deadline <= w.state[0].now:
+        return np.int64(-1)
     if f.target_lo != p.inner_destination_lo or f.target_hi != p.inner_destination_hi:
         return np.int64(-1)
     if f.source_lo != p.inner_source_lo or f.source_hi != p.inner_source_hi:

@@ -4,7 +4,7 @@ A batch receives up to ``limits.WIRE_BATCH`` datagrams or trains, each into a sl
 train is one packet.
 
 1. receive    datagram or train, with its sender and segment size
-2. probe      a request of another node is sent back at once
+2. probe      a request of another node is sent back at once, a stranger's is dropped
 3. classify   exact lengths, or dropped
 4. owner      a packet that a sibling owns goes to it (``dataplane`` says why), unless it has already been passed on
               once
@@ -17,12 +17,12 @@ train is one packet.
 import numpy as np
 from numba import njit
 
-from appliance.dataplane import error, flow, fragment, handed, libc, merge, misses, probe, rewrite, run
+from appliance.dataplane import error, flow, fragment, handed, libc, merge, misses, probe, rewrite, run, stages
 from appliance.dataplane.classify import ERROR, FRAGMENT, UDP, WHOLE, classify
 from appliance.dataplane.decide import host_of, inbound_flow, is_local
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, be16, le64
-from appliance.dataplane.source import check_source, is_from
+from appliance.dataplane.source import check_source, is_from, is_peer
 from appliance.dataplane.state import (
     CONTROL_LENGTH,
     CONTROL_WORDS,
@@ -33,7 +33,7 @@ from appliance.dataplane.state import (
     SLOT,
 )
 from appliance.dataplane.steering import steer
-from appliance.observe.counters import COUNTS, FROM_TUN, FROM_WIRE, Count, Drop
+from appliance.observe.counters import COUNTS, FROM_TUN, FROM_WIRE, Count, Drop, Stage
 from appliance.tables import layout
 from appliance.tables.layout import HOST_LOCAL
 from appliance.tables.read import find_service, hosts, in_service_range
@@ -43,6 +43,7 @@ _MALFORMED, _NESTED, _UNKNOWN_PEER = Drop.MALFORMED.value, Drop.NESTED_OVERLAY.v
 _READS, _PACKETS = COUNTS + Count.WIRE_READS.value, COUNTS + Count.WIRE_PACKETS.value
 _BYTES, _ERRORS = COUNTS + Count.WIRE_BYTES.value, COUNTS + Count.WIRE_ERRORS.value
 _HANDED = COUNTS + Count.HANDED_OVER.value
+_RECEIVE, _INBOUND = Stage.RECEIVE.value, Stage.INBOUND.value
 _SOL_UDP, _UDP_GRO = 17, 104
 LOOPBACK_HI, LOOPBACK_LO = layout.words("127.0.0.1")
 
@@ -50,11 +51,13 @@ LOOPBACK_HI, LOOPBACK_LO = layout.words("127.0.0.1")
 @njit
 def receive(w, fd, limit):
     """Receive up to ``limit`` messages into the slots; how many there were."""
+    stages.enter(w, _RECEIVE)
     messages = w.slot_messages
     for i in range(limit):
         messages[MSGHDR_WORDS * i + CONTROL_LENGTH] = 8 * CONTROL_WORDS
         messages[MSGHDR_WORDS * i + NAME_LENGTH] = NAME_SIZE
     count = libc.recvmmsg(w.libc, fd, address_of(messages, 0), limit)
+    stages.enter(w, _INBOUND)
     if count < 0:
         if libc.errno(w.libc) != libc.EAGAIN:
             counters(w)[_ERRORS] += 1
@@ -92,9 +95,21 @@ def train(w, slot):
         counters(w)[_PACKETS] += 1
         counters(w)[FROM_WIRE + Drop.MALFORMED.value] += 1
     while at < length:
-        if not probe.answer(w, slot, start + at, min(size, length - at)):
-            packet(w, w.slots, start + at, min(size, length - at), passed_on, 0)
+        part = min(size, length - at)
+        if probe.is_request(w, start + at, part):
+            _answer(w, slot, start + at, part)
+        else:
+            packet(w, w.slots, start + at, part, passed_on, 0)
         at += size
+
+
+@njit
+def _answer(w, slot, at, length):
+    if is_peer(w):
+        probe.answer(w, slot, at, length)
+        return
+    counters(w)[_PACKETS] += 1
+    counters(w)[FROM_WIRE + _UNKNOWN_PEER] += 1
 
 
 @njit

@@ -14,17 +14,18 @@ are reused.
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import libc
+from appliance.dataplane import libc, stages
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, be16, be32, copy, le16, put_be16, put_le16
 from appliance.dataplane.segment import is_valid
 from appliance.dataplane.wire import ipv4, ipv6, tcp, udp, vnet
 from appliance.dataplane.wire.checksum import fold, swap, total, words_total
-from appliance.observe.counters import COUNTS, FROM_WIRE, Count, Drop
+from appliance.observe.counters import COUNTS, FROM_WIRE, Count, Drop, Stage
 
 _TCP, _UDP = 6, 17
 _CALLS, _PACKETS = COUNTS + Count.WRITTEN_CALLS.value, COUNTS + Count.WRITTEN_PACKETS.value
 _BYTES, _FAILED = COUNTS + Count.WRITTEN_BYTES.value, FROM_WIRE + Drop.TUN_WRITE_FAILED.value
+_WRITE = Stage.WRITE.value
 _UNKNOWN = -1  # id_step before the second segment
 
 
@@ -257,7 +258,9 @@ def _derive_header(buffer, at, p):
 
 @njit
 def _write(w, vectors, packets, length):
+    interrupted = stages.enter(w, _WRITE)
     written = libc.writev(w.libc, w.state[0].tun, address_of(w.merge_iov, 0), vectors)
+    stages.enter(w, interrupted)
     if written < 0:
         counters(w)[_FAILED] += packets
         return

@@ -6,7 +6,8 @@ A packet to an address that may belong to a service (or from a node that nobody 
 supervisor is asked once. What follows an address that is waited for is kept behind the first packet, up to
 ``limits.HELD_EACH``; no other flow waits. Three things end the waiting:
 
-- the tables have the address: its packets go on, in order, before any that is read later;
+- the tables have the address, or a packet came from it and told its node (``learn``): its packets go on, in order,
+  before any that is read later;
 - the supervisor says that nobody has it (``refusals``): its packets are dropped and their senders told; further ones
   are dropped at once for ``limits.REFUSED_NS``;
 - ``limits.HELD_NS`` pass: dropped as well.

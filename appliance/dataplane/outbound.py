@@ -31,6 +31,7 @@ from appliance.dataplane import (
     rewrite,
     run,
     segment,
+    stages,
 )
 from appliance.dataplane.classify import ERROR, FRAGMENT, ICMP, TCP, UDP, WHOLE, classify
 from appliance.dataplane.decide import host_of, is_local, outbound_flow, peer_of
@@ -39,15 +40,16 @@ from appliance.dataplane.native import address_of, be16, le16, put_be16
 from appliance.dataplane.steering import steer
 from appliance.dataplane.wire import icmp, ipv4, tcp, vnet
 from appliance.dataplane.wire.checksum import adjust, swap
-from appliance.observe.counters import COUNTS, FROM_TUN, Count, Drop
+from appliance.observe.counters import COUNTS, FROM_TUN, Count, Drop, Stage
 from appliance.tables import layout
 from appliance.tables.layout import HOST_LOCAL, NODE_OURS
 from appliance.tables.read import find_host, hosts
 
 _MALFORMED, _OK = Drop.MALFORMED.value, Drop.NONE.value
-_SPOOFED, _NO_ROUTE, _TOO_BIG = Drop.SPOOFED_SOURCE.value, Drop.NO_ROUTE.value, Drop.TOO_BIG.value
-_UNKNOWN, _NO_INSTANCE = Drop.UNKNOWN_SERVICE.value, Drop.NO_INSTANCE.value
+_SPOOFED, _TOO_BIG = Drop.SPOOFED_SOURCE.value, Drop.TOO_BIG.value
+_UNKNOWN = Drop.UNKNOWN_SERVICE.value
 _NO_FLOW = Drop.ICMP_NO_FLOW.value
+_READ, _OUTBOUND = Stage.READ.value, Stage.OUTBOUND.value
 _READS, _PACKETS = COUNTS + Count.TUN_READS.value, COUNTS + Count.TUN_PACKETS.value
 _BYTES, _ERRORS = COUNTS + Count.TUN_BYTES.value, COUNTS + Count.TUN_ERRORS.value
 _HANDED = COUNTS + Count.HANDED_OVER.value
@@ -75,7 +77,9 @@ def outbound(w, limit):
     count = 0
     while count < limit:
         at = reserve(w)
+        stages.enter(w, _READ)
         length = libc.read(w.libc, state.tun, address_of(w.buffer, at), _READ_MAX)
+        stages.enter(w, _OUTBOUND)
         if length <= 0:
             if length < 0 and libc.errno(w.libc) != libc.EAGAIN:
                 counters(w)[_ERRORS] += 1
@@ -198,13 +202,16 @@ def _carry(w, at, p, kind, length):
 
 @njit
 def _refuse(w, at, p, length, segments, reason):
-    """A packet that no flow takes: it waits if its address may yet become known, or its sender is told."""
+    """A packet that no flow takes: it waits if its address may yet become known, or its sender is told.
+
+    Only a sender that is none of ours is told nothing: what would be said goes to whom it claims to be.
+    """
     if reason == _UNKNOWN:
         handed.describe(w, misses.FROM_CONTAINER)
         if misses.hold(w, p.destination_hi, p.destination_lo, w.meta, w.buffer, at, length):
             return
     counters(w)[FROM_TUN + reason] += segments
-    if reason == _UNKNOWN or reason == _NO_INSTANCE or reason == _NO_ROUTE:
+    if reason != _SPOOFED:
         reply.unreachable(w, w.buffer, p, p.length - p.header)
 
 

@@ -5,8 +5,9 @@
     8-15    the asker's token
 
 A worker sends a well-formed request back to where it came from, with the answer's bit set and nothing else changed: an
-answer is exactly as long as its request, so nobody gains anything by asking in somebody else's name. Answers are for
-the asker's own socket; one that comes to the tunnel port is malformed, as any other datagram that is no packet.
+answer is exactly as long as its request, so nobody gains anything by asking in somebody else's name. Whom the tables do
+not have as a node gets none (``source.is_peer``). Answers are for the asker's own socket; one that comes to the tunnel
+port is malformed, as any other datagram that is no packet.
 """
 
 from numba import njit
@@ -25,10 +26,14 @@ _ANSWERED = COUNTS + Count.PROBES_ANSWERED.value
 
 
 @njit
+def is_request(w, at, length):
+    """Whether a datagram in the receive slots is a request."""
+    return length == LENGTH and le64(w.slots, at) == _REQUEST
+
+
+@njit
 def answer(w, slot, at, length):
-    """Send a datagram of a receive slot back if it is a request; whether it was one."""
-    if length != LENGTH or le64(w.slots, at) != _REQUEST:
-        return False
+    """Send a request of a receive slot back."""
     w.slots[at] |= _ANSWER_BIT
     name = NAME_SIZE * slot
     host_hi, host_lo = le64(w.slot_names, name + 8), le64(w.slot_names, name + 16)
@@ -36,7 +41,6 @@ def answer(w, slot, at, length):
     run.add(w, address_of(w.slots, at), length, 0, 0)
     run.flush(w)
     counters(w)[_ANSWERED] += 1
-    return True
 
 
 def request(token: bytes) -> bytes:

@@ -13,7 +13,7 @@ stay in place until ``flush``; every stage flushes before it lets go of its buff
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import libc, misses
+from appliance.dataplane import libc, misses, stages
 from appliance.dataplane.memory import counters
 from appliance.dataplane.native import address_of, put_be16, put_le16, put_le64
 from appliance.dataplane.state import (
@@ -24,7 +24,7 @@ from appliance.dataplane.state import (
     NAME,
     NAME_LENGTH,
 )
-from appliance.observe.counters import COUNTS, FROM_TUN, Count, Drop
+from appliance.observe.counters import COUNTS, FROM_TUN, Count, Drop, Stage
 
 _AF_INET6, _SOCKADDR_IN6 = 10, 28
 _SOL_UDP, _UDP_SEGMENT = 17, 103
@@ -34,6 +34,7 @@ _CALLS, _PACKETS = COUNTS + Count.SENT_CALLS.value, COUNTS + Count.SENT_PACKETS.
 _BYTES, _REFUSED = COUNTS + Count.SENT_BYTES.value, COUNTS + Count.GSO_REFUSED.value
 _FAILED, _TOO_BIG = FROM_TUN + Drop.SEND_FAILED.value, FROM_TUN + Drop.TOO_BIG.value
 _REPORT_NS = 20_000_000
+_SEND = Stage.SEND.value
 
 
 @njit
@@ -86,11 +87,13 @@ def flush(w):
     run = w.run[0]
     if run.segments == 0:
         return
+    interrupted = stages.enter(w, _SEND)
     _address(w, run)
     if run.segments == 1 or not _send_train(w, run):
         for segment in range(run.segments):
             _send_packet(w, run, segment)
     run.segments = 0
+    stages.enter(w, interrupted)
 
 
 @njit

@@ -2,10 +2,11 @@
 
 A datagram from the underlay is believed only if the node that sent it may speak for the packet inside:
 
-1. The tables have the inner source: it must be at the node that sent the datagram (``peer-spoof``), and not here.
-2. They do not: the sender must be a node of the cluster (``unknown-peer``; ``tunnel.learn_hosts`` = any waives that,
-   off refuses the packet), and the source an address of the overlay that nobody else can have: no ServiceIP, none of
-   ours.
+1. The tables have the inner source at the node that sent the datagram, and that is not this one: it may.
+2. Otherwise the sender must at least be a node of the cluster (``unknown-peer``; ``tunnel.learn_hosts`` = any waives
+   that), and must not claim what the tables have elsewhere or here (``peer-spoof``).
+3. What the tables do not have must be an address of the overlay that nobody else can have: no ServiceIP, none of ours
+   (``peer-spoof``; with ``tunnel.learn_hosts`` = off always).
 
 What passed is remembered (``learn``) and good for all packets until the tables change.
 """
@@ -36,6 +37,13 @@ def is_from(w, f):
 
 
 @njit
+def is_peer(w):
+    """Whether the datagram at hand came from a node of the cluster, or from whom we listen to all the same."""
+    state = w.state[0]
+    return state.learn == ANY or find_node(w, state.outer_hi, state.outer_lo) >= 0
+
+
+@njit
 def check_source(w, p):
     """Whether the datagram's sender may speak for the packet's source; gives a ``Drop`` reason, 0 if it may."""
     state = w.state[0]
@@ -55,13 +63,12 @@ def _check_tables(w, p):
     node = find_node(w, state.outer_hi, state.outer_lo)
     if host >= 0:
         h = hosts(w)[host]
-        if h.flags & HOST_LOCAL or h.node_lo != state.outer_lo or h.node_hi != state.outer_hi:
-            return _SPOOF
-        _remember(w, p, node, h.port)
-        return _OK
+        if not h.flags & HOST_LOCAL and h.node_lo == state.outer_lo and h.node_hi == state.outer_hi:
+            _remember(w, p, node, h.port)
+            return _OK
     if node < 0 and state.learn != ANY:
         return _UNKNOWN_PEER
-    if state.learn == OFF or not _is_free(w, p):
+    if host >= 0 or state.learn == OFF or not _is_free(w, p):
         return _SPOOF
     _remember(w, p, node, nodes(w)[node].port if node >= 0 else state.port)
     return _OK
@@ -81,3 +88,5 @@ def _remember(w, p, node, port):
     state = w.state[0]
     flags = nodes(w)[node].flags if node >= 0 else 0
     learn.put(w, p.source_hi, p.source_lo, state.outer_hi, state.outer_lo, port, flags)
+    if state.waiting > 0:
+        state.next_settle = 0  # packets may have waited for this address

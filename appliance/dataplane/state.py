@@ -54,6 +54,11 @@ STATE = np.dtype(
         ("outer_hi", "i8"),  # who sent the datagram at hand
         ("outer_lo", "i8"),
         ("outer_port", "i8"),
+        ("turn", "i8"),  # of the worker's loop
+        ("sampled", "i8"),  # is this turn's time taken (``stages``)
+        ("stage", "i8"),  # which stage is at work, in a turn that is sampled
+        ("stage_since", "i8"),
+        ("sampled_packets", "i8"),  # packets counted when the sampled turn began
     ]
 )
 

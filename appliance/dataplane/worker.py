@@ -14,16 +14,17 @@ import numpy as np
 from numba import njit
 
 from appliance import limits
-from appliance.dataplane import flow, fragment, handed, libc, merge, misses, run
+from appliance.dataplane import flow, fragment, handed, learn, libc, merge, misses, run, stages
 from appliance.dataplane.inbound import inbound, is_sibling, receive, received
 from appliance.dataplane.inbound import packet as from_node
 from appliance.dataplane.memory import STOP, control, counters
 from appliance.dataplane.native import address_of, copy, fence, le32, le64, load_acquire, store_release
 from appliance.dataplane.outbound import accept, outbound, reject, reserve
 from appliance.dataplane.state import EVENT_DATA, EVENT_SIZE, EVENTS, SLOT
-from appliance.observe.counters import ANNOUNCED, COUNTS, FROM_WIRE, HEARTBEAT, Count, Drop
+from appliance.observe.counters import ANNOUNCED, COUNTS, FROM_WIRE, HEARTBEAT, Count, Drop, Stage
+from appliance.tables.layout import NODE_OURS
 from appliance.tables.publish import ASLEEP
-from appliance.tables.read import epoch, find_host, find_node, find_service
+from appliance.tables.read import epoch, find_host, find_service
 
 _HOT_NS = 20_000
 _SWEEP_NS = 4_000_000
@@ -36,6 +37,7 @@ _WAITS, _EXPIRED = COUNTS + Count.WAITS.value, COUNTS + Count.FLOWS_EXPIRED.valu
 _LIVE = COUNTS + Count.FLOWS_LIVE.value
 _TUN_READY, _WIRE_READY, _HANDED_READY = 1, 2, 4
 _EVERYTHING = _TUN_READY | _WIRE_READY | _HANDED_READY
+_WAIT, _UPKEEP = Stage.WAIT.value, Stage.UPKEEP.value
 _UNKNOWN_PEER, _MALFORMED = FROM_WIRE + Drop.UNKNOWN_PEER.value, FROM_WIRE + Drop.MALFORMED.value
 
 
@@ -54,6 +56,9 @@ def work(workers):
             again |= inbound_turn(w)
         if ready & _HANDED_READY:
             again |= handed_turn(w)
+        if w.state[0].waiting > 0 and w.state[0].next_settle == 0:
+            settle(w)
+        stages.enter(w, _WAIT)
         ready = look(w, again) if again else wait(w)
     store_release(counters(w), ANNOUNCED, ASLEEP)
 
@@ -63,6 +68,7 @@ def begin_batch(w):
     """Take the time, announce the epoch, and now and then look for flows that expired."""
     state = w.state[0]
     state.now = libc.monotonic(w.libc, w.scratch)
+    stages.begin(w, _UPKEEP)
     current = epoch(w)
     if current != counters(w)[ANNOUNCED]:
         store_release(counters(w), ANNOUNCED, current)
@@ -115,10 +121,13 @@ def _take_refusals(w, written):
 
 @njit
 def _is_known(w, entry):
-    """Whether the tables have an address now: as a destination, or as the source of a packet that was let wait."""
+    """Whether an address is known now: the tables have it, or it was heard from and its node translates it."""
     if find_service(w, entry.hi, entry.lo) >= 0 or find_host(w, entry.hi, entry.lo) >= 0:
         return True
-    return entry.from_wire != 0 and find_node(w, entry.hi, entry.lo) >= 0
+    if entry.from_wire:
+        return False
+    number = learn.find(w, entry.hi, entry.lo)
+    return number >= 0 and w.learned[number].flags & NODE_OURS != 0
 
 
 @njit

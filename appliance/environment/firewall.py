@@ -9,6 +9,7 @@ connection table, which a replacement does not touch.
 ============  =============  =====================================================================================
 chain         hook           does
 ============  =============  =====================================================================================
+forged        prerouting     no container speaks as the node itself
 untracked     prerouting     keeps tunnel and overlay packets out of the connection table
 leaving       output         the same for what the node itself sends through the tunnel
 arriving      prerouting     node ports (``ports``)
@@ -18,6 +19,10 @@ unasked       prerouting     the ingress address only takes answers
 passing       forward        containers are reached through the overlay and node ports alone
 translated    postrouting    sources: the ingress address into the overlay, egress, a container that calls its own node
 ============  =============  =====================================================================================
+
+*The node's own addresses* are the node's: workers carry ICMP errors from the gateway's address, as the kernel sends
+them about what it forwards, and cannot tell them from a container's. For IPv4 the kernel drops such packets itself
+(fib_validate_source), for IPv6 it does not.
 
 *Ports* count for addresses of this host alone (``fib daddr type local``), never for the loopback's: what is forwarded
 or goes out is left alone. They come after other tables' rules (``PRIORITY``), so a port that Docker maps stays
@@ -148,6 +153,7 @@ def _map_of(port: NodePort) -> str:
 
 def _chains(rules: Rules) -> Iterator[str]:
     ours = f"{{ {_quoted((rules.bridge, rules.tun))} }}"
+    yield _chain("forged", "filter hook prerouting priority raw - 1", _forged(rules))
     yield _chain("untracked", "filter hook prerouting priority raw", _untracked(rules))
     tunnel = f"udp dport {rules.tunnel_port} notrack", f"udp sport {rules.tunnel_port} notrack"
     yield _chain("leaving", "filter hook output priority raw", tunnel)
@@ -164,6 +170,12 @@ def _chains(rules: Rules) -> Iterator[str]:
 def _chain(name: str, hook: str, lines: Iterable[str]) -> str:
     head = (f"type {hook};",) if hook else ()
     return f"chain {name} {{\n" + "\n".join((*head, *lines)) + "\n}"
+
+
+def _forged(rules: Rules) -> Iterator[str]:
+    yield f'iifname "{rules.bridge}" fib saddr type local drop'
+    for address in rules.ingress:
+        yield f'iifname "{rules.bridge}" {_family(address)} saddr {address} drop'
 
 
 def _untracked(rules: Rules) -> Iterator[str]:

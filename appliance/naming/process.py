@@ -246,6 +246,7 @@ class Resolver:
         log.info("answering", extra={"services": len(self._responder.zone.services)})
 
     def _configure(self, settings: dict[str, Any]) -> None:
+        configure(settings["log"])
         self._responder.configure(settings_of(settings))
         self._multicast.zone = self._responder.zone
         self._responder.waiting.wait = settings["cluster_wait"]

@@ -78,10 +78,26 @@ class Count(IntEnum):
     PROBES_ANSWERED = 30  # round-trip probes of other nodes
 
 
+class Stage(IntEnum):
+    """What a worker's time goes into (``dataplane.stages``)."""
+
+    WAIT = 0  # asleep, or looking for what is ready
+    UPKEEP = 1  # flows and fragments that expire, packets that waited
+    READ = 2  # read(2) from the TUN
+    OUTBOUND = 3  # what is decided and rewritten on the way out
+    SEND = 4  # sendmsg(2) to the wire
+    RECEIVE = 5  # recvmmsg(2) from the wire
+    INBOUND = 6  # what is decided, rewritten and merged on the way in
+    WRITE = 7  # writev(2) to the TUN
+
+
 # Words of the segment.
 ANNOUNCED: Final = 0  # epoch that this worker announced to the writer of the tables
 HEARTBEAT: Final = 1  # CLOCK_MONOTONIC nanoseconds of its last batch
 COUNTS: Final = 8
+STAGES: Final = 48  # nanoseconds by stage, of the turns that were sampled
+SAMPLED: Final = 56  # turns
+SAMPLED_PACKETS: Final = 57  # from either side, in those turns
 FROM_TUN: Final = 64  # drops by reason, of packets from containers
 FROM_WIRE: Final = 96  # drops by reason, of packets from other nodes
 WORDS: Final = 128
@@ -92,6 +108,12 @@ SECTIONS: Final = [("counters", np.dtype(np.int64), WORDS)]
 def snapshot(words: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, int]:
     """Counters by name."""
     return {count.name.lower(): int(words[COUNTS + count]) for count in Count}
+
+
+def stages(words: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, int]:
+    """Nanoseconds by stage, turns and packets, of the turns of a worker's loop that were sampled."""
+    times = {stage.name.lower(): int(words[STAGES + stage]) for stage in Stage}
+    return {**times, "turns": int(words[SAMPLED]), "packets": int(words[SAMPLED_PACKETS])}
 
 
 def drops(words: np.ndarray[Any, np.dtype[np.int64]]) -> Mapping[str, dict[str, int]]:

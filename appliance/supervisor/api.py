@@ -25,7 +25,7 @@ from appliance.config import ConfigError
 from appliance.environment import portmap
 from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
-from appliance.observe.counters import HEARTBEAT, drops, snapshot
+from appliance.observe.counters import HEARTBEAT, drops, snapshot, stages
 from appliance.observe.flows import listing
 from appliance.supervisor import choosing
 from appliance.supervisor.errors import NotReadyError, StartError
@@ -214,7 +214,7 @@ class Api:
 
     async def restart(self, _request: web.Request) -> web.Response:
         """Execute the supervisor anew. The answer comes before it."""
-        self._supervisor.restarting.set()
+        self._supervisor.leave(again=True)
         return _reply({"pid": os.getpid()}, 202)
 
     async def renew(self, _request: web.Request) -> web.Response:
@@ -308,6 +308,7 @@ def _worker(worker: Any) -> dict[str, Any]:
         "heartbeat_ns": int(worker.counters[HEARTBEAT]),
         "counters": snapshot(worker.counters),
         "drops": drops(worker.counters),
+        "stages": stages(worker.counters),
     }
 
 

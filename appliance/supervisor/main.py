@@ -11,7 +11,7 @@ What others do to the node is noticed and answered from the first look at the ke
 ``attachment_gone`` if a container went away by itself, ``uplink_changed`` if the underlay's links, addresses or routes
 changed. ``listeners`` are called with all jobs after each change of the tables.
 
-SIGTERM and SIGINT stop, SIGHUP reloads (``reload``).
+SIGTERM and SIGINT stop, SIGHUP reloads (``reload``), SIGUSR2 ends the supervisor alone: systemd's way to restart it.
 
 A supervisor that finds what another one left goes on with it (``estate``): queues, sockets, tables, flows, and the
 workers that run. ``restart`` is that on purpose: everything is left as it is, and the process executes itself anew,
@@ -115,7 +115,8 @@ class Supervisor:
         self.listeners: list[Listener] = []
         self.naming: Naming | None = None
         self.last_error = ""
-        self.restarting = asyncio.Event()
+        self.leaving = asyncio.Event()
+        self.again = False
         self.started = round(time.time(), 3)
         """Of this process, or of the last restart: seconds since 1970, for people and for telling two apart."""
         self.systemd = Systemd()
@@ -428,6 +429,11 @@ class Supervisor:
         """Take everything down that ``start`` made."""
         await self._stack.aclose()
 
+    def leave(self, *, again: bool) -> None:
+        """End soon, and leave everything to the next supervisor; ``again``: which this process becomes."""
+        self.again = again
+        self.leaving.set()
+
     async def release(self) -> None:
         """Leave everything as it is to the next supervisor, and hold up nothing of it."""
         await self._close_api()
@@ -456,6 +462,7 @@ async def _serve(config: Config, path: Path) -> bool:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR2, lambda: supervisor.leave(again=False))
     loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(supervisor)))
     starting = asyncio.ensure_future(supervisor.start())
     stopping = asyncio.ensure_future(stop.wait())
@@ -467,14 +474,15 @@ async def _serve(config: Config, path: Path) -> bool:
     await starting
     supervisor.systemd.say("READY=1")
     supervisor.systemd.start_watchdog()
-    restarting = asyncio.ensure_future(supervisor.restarting.wait())
-    await asyncio.wait({stopping, restarting}, return_when=asyncio.FIRST_COMPLETED)
+    leaving = asyncio.ensure_future(supervisor.leaving.wait())
+    await asyncio.wait({stopping, leaving}, return_when=asyncio.FIRST_COMPLETED)
     supervisor.systemd.stop_watchdog()
     if not stop.is_set():
-        log.info("restarting")
-        supervisor.systemd.reloading()
+        log.info("leaving everything to the next supervisor", extra={"again": supervisor.again})
+        if supervisor.again:
+            supervisor.systemd.reloading()
         await supervisor.release()
-        return True
+        return supervisor.again
     log.info("stopping")
     supervisor.systemd.say("STOPPING=1")
     await supervisor.stop()

@@ -35,6 +35,7 @@ from appliance.cluster.checks import is_address
 from appliance.cluster.feed import Tables
 from appliance.cluster.messages import MessageError
 from appliance.config import Config
+from appliance.config import Naming as NamingConfig
 from appliance.environment.addresses import gateway_of
 from appliance.environment.attachment import Attachment
 from appliance.environment.manager import EnvironmentManager
@@ -170,7 +171,7 @@ class Naming:
         gateways = [gateway_of(subnet).ip for subnet in self._environment.subnets]
         opened = sockets.open_dns(gateways, bridge, naming.port)
         try:
-            if naming.mdns and naming.zone.lower().rstrip(".") == "local":
+            if has_mdns(naming):
                 opened += sockets.open_mdns(bridge, sorted({it.version for it in gateways}))
             opened.append(self._open_control())
         except OSError:
@@ -217,6 +218,7 @@ class Naming:
             "upstreams": list(naming.upstreams) or self._host_servers(),
             "upstream_timeout": naming.upstream_timeout,
             "cache": naming.cache,
+            "log": self._config.log.level,
         }
 
     def _host_servers(self) -> list[str]:
@@ -270,9 +272,16 @@ class Naming:
             log.warning("cannot remove a container's resolv.conf", extra={"path": str(file), "error": error.strerror})
 
     def reconfigure(self, config: Config) -> None:
-        """Other settings are in force."""
-        self._config = config
-        self._say({"settings": self._settings()})
+        """Other settings are in force. mDNS needs sockets that were opened at the start, or must not have been, so a
+        resolver that is to begin or to end with it is replaced."""
+        before, self._config = self._config.naming, config
+        if has_mdns(before) != has_mdns(config.naming):
+            self._say({"leave": True})
+        else:
+            self._say({"settings": self._settings()})
+        if before.zone != config.naming.zone:
+            for attachment in self._environment.attachments():
+                self._spawn(self.attached(attachment))
 
     # --- to the resolver --------------------------------------------------------------------------------------------
 
@@ -431,3 +440,8 @@ class Naming:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("naming: a task ended", exc_info=error)
+
+
+def has_mdns(naming: NamingConfig) -> bool:
+    """Whether names are answered on mDNS too."""
+    return naming.mdns and naming.zone.lower().rstrip(".") == "local"

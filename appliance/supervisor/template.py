@@ -17,7 +17,7 @@ given a manifest, stops its workers and ends.
 
 Messages to it:   {"spawn": INDEX, "settings": {...}} + descriptors in the order of ``DESCRIPTORS``
                   {"hold": [NAME, ...]} + descriptors · {"drop": [NAME, ...]} · {"manifest": {...}}
-                  {"kill": true} + pidfd, as the supervisor may not signal other users' processes · {"leave": true}
+                  {"kill": true} + pidfd, as only we can become the user that it belongs to · {"leave": true}
 Messages from it: {"ready": SECONDS} · {"spawned": INDEX, "pid": PID} + pidfd · {"exited": PID, "status": WAITSTATUS}
                   to one that connects: {"busy": true}, or {"manifest": {...}}, then {"held": [NAME, ...]} +
                   descriptors as often as it takes, then {"end": true}
@@ -159,8 +159,7 @@ class Template:
 
     def _kill(self, fds: list[int]) -> None:
         for fd in fds:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            kill_as_its_user(fd)
             os.close(fd)
 
     def _accept(self) -> None:
@@ -190,7 +189,7 @@ class Template:
 
     def _forget(self, pid: int) -> None:
         """A worker has ended. Its successor may have its place already."""
-        index = self._children.pop(pid)
+        index = self._children.pop(pid, -1)
         if index not in self._children.values():
             self._drop([process_name(index)])
 
@@ -201,10 +200,32 @@ class Template:
             socket.send_fds(self._control, [json.dumps(message).encode()], fds)
 
     def _stop(self) -> None:
-        for pid in self._children:
-            os.kill(pid, signal.SIGKILL)
+        for pid in list(self._children):
+            pidfd = os.pidfd_open(pid)
+            kill_as_its_user(pidfd)
+            os.close(pidfd)
         while self._children:
             self._forget(os.wait()[0])
+
+
+def kill_as_its_user(pidfd: int) -> None:
+    """End another user's process without CAP_KILL: as one who has become that user. Nothing if it has ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            pid = _field(f"/proc/self/fdinfo/{pidfd}", "Pid:")
+            uid = _field(f"/proc/{pid}/status", "Uid:")
+            os.setresuid(uid, uid, uid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _field(path: str, name: str) -> int:
+    """A number of a file of /proc."""
+    lines = Path(path).read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def process_name(index: int) -> str:

@@ -11,6 +11,7 @@ import pytest
 from appliance.cluster import transport
 from appliance.cluster.access import access
 from appliance.cluster.commands import Publish, Subscribe
+from appliance.cluster.connection import Connection
 from appliance.cluster.transport import PAUSE_FIRST, PAUSE_LONGEST, TOPICS_A_CALL, Transport, pause
 from appliance.config import Cluster
 from tests.cluster import wire
@@ -162,6 +163,43 @@ def test_a_call_that_is_not_acknowledged_ends_the_connection(monkeypatch: pytest
             await events.until(lambda: events.kinds().count("connected") == 2)
             assert "delivered" not in events.kinds()
             assert ("disconnected", "Operation timed out") in events.reports
+
+    run(test)
+
+
+def test_a_broker_that_closes_before_it_lets_a_node_in_is_tried_again_at_once() -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_packet(reader)
+
+    async def test() -> None:
+        async with broker(close) as port, connecting(port) as events, asyncio.timeout(transport.ACK_TIMEOUT / 2):
+            await events.until(lambda: len(events.reports) == 2)
+        why = "the broker closed the connection before it let this node in"
+        assert events.reports == [("disconnected", why)] * 2
+
+    run(test)
+
+
+@pytest.mark.parametrize("answer", [b"", CONNACK], ids=["an attempt", "a connection"])
+def test_what_has_lost_its_own_address_is_given_up_at_once(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a farewell, which would not arrive; and nothing of it is left that an answer could still wake."""
+    ends: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_packet(reader)
+        writer.write(answer)
+        ends.put_nowait(await reader.read())
+
+    async def test() -> None:
+        async with broker(mute) as port, connecting(port) as events, asyncio.timeout(transport.ACK_TIMEOUT / 2):
+            assert events.transport is not None
+            assert not events.transport.renew_if_stranded()
+            monkeypatch.setattr(Connection, "is_stranded", lambda self: self.socket is not None)
+            while not events.transport.renew_if_stranded():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert await ends.get() == b""
+            await events.until(lambda: "disconnected" in events.kinds())
+            assert ("disconnected", "this node has lost the address that it was connected from") in events.reports
 
     run(test)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from appliance.dataplane.probe import ANSWER, REQUEST, answer_of, request
@@ -14,9 +16,12 @@ pytestmark = pytest.mark.processor
 TOKEN = b"12345678"
 
 
-@pytest.mark.parametrize("asker", [("192.0.2.9", 40_001), ("2001:db8::9", 1)])
+NODE, STRANGER = "192.0.2.2", "192.0.2.9"
+
+
+@pytest.mark.parametrize("asker", [(NODE, 40_001), ("2001:db8::2", 1)])
 def test_a_request_comes_back_to_its_sender_as_an_answer_of_the_same_length(asker: tuple[str, int]) -> None:
-    path = CompiledPath(world())
+    path = CompiledPath(world(far_node=asker[0]))
     outcome = path.from_wire(asker, request(TOKEN))
     assert outcome.wire == [(*asker, ANSWER + TOKEN)]
     assert (outcome.tun, outcome.drops) == ([], {})
@@ -37,19 +42,30 @@ def test_a_request_comes_back_to_its_sender_as_an_answer_of_the_same_length(aske
     ],
 )
 def test_anything_else_is_malformed_and_not_answered(payload: bytes) -> None:
-    outcome = CompiledPath(world()).from_wire(("192.0.2.9", 40_001), payload)
+    outcome = CompiledPath(world()).from_wire((NODE, 40_001), payload)
     assert (outcome.wire, outcome.tun, outcome.drops) == ([], [], {"malformed": 1})
 
 
 def test_requests_that_came_as_one_train_are_answered_one_by_one() -> None:
     path = CompiledPath(world())
-    outcome = path.from_wire(("192.0.2.9", 40_001), request(TOKEN) + request(b"abcdefgh"), 16)
+    outcome = path.from_wire((NODE, 40_001), request(TOKEN) + request(b"abcdefgh"), 16)
     assert [data for *_, data in outcome.wire] == [ANSWER + TOKEN, ANSWER + b"abcdefgh"]
+
+
+def test_a_stranger_is_not_answered() -> None:
+    path = CompiledPath(world())
+    outcome = path.from_wire((STRANGER, 40_001), request(TOKEN) * 2, 16)
+    assert (outcome.wire, outcome.tun, outcome.drops) == ([], [], {"unknown-peer": 2})
+
+
+def test_a_stranger_is_answered_if_everybody_is_listened_to() -> None:
+    path = CompiledPath(replace(world(), learn_hosts="any"))
+    assert len(path.from_wire((STRANGER, 40_001), request(TOKEN)).wire) == 1
 
 
 def test_packets_around_a_request_are_delivered() -> None:
     path = CompiledPath(world())
     for payload in (udp("10.30.0.2", CLIENT), request(TOKEN), udp("10.30.0.2", CLIENT)):
-        path.calls.datagrams.append((("192.0.2.2", 50103), payload, 0))
+        path.calls.datagrams.append(((NODE, 50103), payload, 0))
         outcome = path.run()
         assert len(outcome.wire) + len(outcome.tun) == 1

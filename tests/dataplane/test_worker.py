@@ -171,7 +171,7 @@ def test_a_packet_of_a_siblings_flow_is_handed_over_once() -> None:
     assert path.count(Count.HANDED_OVER) == 1
     passed_on = path.from_wire(("127.0.0.1", 777), packet)
     assert (len(passed_on.tun), passed_on.wire) == (1, [])
-    assert path.from_wire(("127.0.0.1", 778), packet).drops == {"peer-spoof": 1}  # not a sibling's port: not trusted
+    assert path.from_wire(("127.0.0.1", 778), packet).drops == {"unknown-peer": 1}  # not a sibling's port: not trusted
 
 
 def test_a_local_delivery_goes_to_the_owner_of_its_other_end() -> None:
@@ -280,7 +280,24 @@ def test_a_table_full_of_connections_refuses_a_new_flow_and_says_so() -> None:
     path = CompiledPath(world(), flows=16)
     for sport in range(1, 17):
         establish(path, sport)
-    assert path.from_tun(PLAIN, udp(CLIENT, SERVICE)).drops == {"flow-table-full": 1}
+    for packet, protocol in ((udp(CLIENT, SERVICE), build.ICMP), (tcp(CLIENT, SERVICE, flags=TCP_SYN), build.TCP)):
+        outcome = path.from_tun(PLAIN, packet)
+        assert outcome.drops == {"flow-table-full": 1}
+        ((_, told),) = outcome.tun
+        assert (told[9], told[16:20]) == (protocol, ipaddress.ip_address(CLIENT).packed)
+
+
+def test_an_error_finds_no_flow_whose_time_is_over_and_lengthens_none() -> None:
+    path = CompiledPath(world())
+    path.from_tun(PLAIN, udp(CLIENT, SERVICE, 4000))
+    error = build.error("10.30.0.2", CLIENT, 3, 3, udp("10.30.0.1", FAR, 4000))
+    path.calls.now += 29 * SECOND
+    assert len(path.from_wire(("192.0.2.2", 50103), error).tun) == 1
+    path.calls.now += 1 * SECOND - 1
+    assert len(path.from_wire(("192.0.2.2", 50103), error).tun) == 1
+    path.calls.now += 1
+    path.worker.record["state"]["next_sweep"] = path.calls.now + SECOND  # not looked for yet
+    assert path.from_wire(("192.0.2.2", 50103), error).drops == {"icmp-no-flow": 1}
 
 
 def test_many_flows_come_and_go_without_losing_any() -> None:

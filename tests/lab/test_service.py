@@ -11,7 +11,7 @@ from appliance.lab import measure
 from appliance.lab.demo import owning
 from appliance.lab.lifecycle import Lab
 from appliance.lab.plan import IPERF_PORTS, Family
-from tests.lab.helpers import FAMILIES, balanced, instance_ip, link_counter, probe, run, same
+from tests.lab.helpers import FAMILIES, balanced, instance_ip, link_counter, probe, program, run, same, until
 
 pytestmark = pytest.mark.root
 by_family = pytest.mark.parametrize("family", FAMILIES)
@@ -160,6 +160,20 @@ def test_a_source_that_is_not_the_containers_own_is_dropped_and_counted(lab: Lab
     finally:
         run(lab, "client2", "ip", "address", "del", "10.18.0.100/32", "dev", "lo")
     assert drops(lab, 1, "spoofed-source") - before == 2
+
+
+@by_family
+def test_no_container_speaks_as_its_node(lab: Lab, family: Family) -> None:
+    """Workers believe ICMP errors from that address; so nothing that a container sends from it comes as far as them."""
+    version = "-4" if family == "v4" else "-6"
+    (route,) = json.loads(run(lab, "client2", "ip", version, "-j", "route", "show", "default"))
+    gateway = route["gateway"]
+    target = instance_ip(lab, lab.plan.web[0], family)
+    before = drops(lab, 1, "spoofed-source")
+    run(lab, "client2", *program("spoofer", "eth0", gateway, target))
+    run(lab, "client2", *program("spoofer", "eth0", "203.0.113.9" if family == "v4" else "2001:db8:9::9", target))
+    until(lambda: drops(lab, 1, "spoofed-source") - before >= 1, "the stranger's packet comes as far as the workers")
+    assert drops(lab, 1, "spoofed-source") - before == 1
 
 
 def answers(lab: Lab, member: str, *arguments: str) -> bool:

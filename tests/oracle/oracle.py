@@ -40,7 +40,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
 from tests.oracle import fragments, model
-from tests.oracle.build import ICMP, SYN, TCP, UDP, UDP_LITE
+from tests.oracle.build import ACK, FIN, ICMP, RST, SYN, TCP, UDP, UDP_LITE
 from tests.oracle.checksum import moved, updated
 from tests.oracle.errors import readdressed, requoted
 from tests.oracle.fragments import Collector, Pieces
@@ -87,6 +87,7 @@ class Flow:
 
     `learned`: no table has the dialled address, only its node is known, and translates it. `lives` are those of the
     two containers: an address that gets another container has another one. `epoch`: of the tables it was compared with.
+    `closing`: an end of it has said that a TCP connection is over.
     """
 
     source: Address
@@ -97,6 +98,7 @@ class Flow:
     lives: tuple[int, int]
     epoch: int
     learned: bool = False
+    closing: bool = False
 
 
 @dataclass
@@ -126,6 +128,7 @@ class Waiting:
     """Packets for, or from, an address that may become known; or, if it was refused, for how long it stays so."""
 
     deadline: int
+    from_wire: bool = False  # what waits came from there, and does not go there
     packets: list[Held] = field(default_factory=list)
     refused: bool = False
 
@@ -184,12 +187,9 @@ class Oracle:
             if self._is_waited_for(address) and not self._is_known(address):
                 self._give_up(self._waiting[address], outcome)
         self._refusals.clear()
+        self._go_on(outcome)
         for address, waiting in list(self._waiting.items()):
-            if self._is_known(address) and not waiting.refused:
-                del self._waiting[address]
-                for held in waiting.packets:
-                    held.go_on(outcome)
-            elif waiting.deadline <= self._now and waiting.refused:
+            if waiting.deadline <= self._now and waiting.refused:
                 del self._waiting[address]
             elif waiting.deadline <= self._now:
                 self._give_up(waiting, outcome)
@@ -217,21 +217,34 @@ class Oracle:
         for start in range(0, max(len(payload), 1), size):
             with counting(outcome):
                 self._from_node(source, read(payload[start : start + size]), outcome)
+        self._go_on(outcome)
         return outcome
 
     # -- what waits --
 
     def _is_known(self, address: Address) -> bool:
-        return address in self._services or address in self._hosts
+        """The tables have it; or it was heard from, and its node translates what is sent to it."""
+        if address in self._services or address in self._hosts:
+            return True
+        heard = self._peers.heard_from(address, self._now)
+        return heard is not None and heard.ours and not self._waiting[address].from_wire
+
+    def _go_on(self, outcome: Outcome) -> None:
+        """What waited for an address that is known now."""
+        for address, waiting in list(self._waiting.items()):
+            if not waiting.refused and self._is_known(address):
+                del self._waiting[address]
+                for held in waiting.packets:
+                    held.go_on(outcome)
 
     def _is_waited_for(self, address: Address) -> bool:
         return address in self._waiting and not self._waiting[address].refused
 
-    def _hold(self, address: Address, held: Held) -> bool:
+    def _hold(self, address: Address, held: Held, *, from_wire: bool = False) -> bool:
         """Let a packet wait for an address; False if it may not."""
         waiting = self._waiting.get(address)
         if waiting is None or (waiting.refused and waiting.deadline <= self._now):
-            waiting = self._waiting[address] = Waiting(self._now + HELD_FOR)
+            waiting = self._waiting[address] = Waiting(self._now + HELD_FOR, from_wire)
         if waiting.refused or len(waiting.packets) >= HELD_EACH:
             return False
         waiting.packets.append(held)
@@ -264,6 +277,7 @@ class Oracle:
             self._refused(vnet, packet, came, drop, outcome)
             return
         packet = self._fit(vnet, packet, came, flow, outcome)
+        self._note(flow, packet)
         rewritten = rewrite(packet, flow.source, flow.target, partial=is_partial(vnet, packet))
         for piece in completed(vnet, rewritten):
             if flow.local:
@@ -289,7 +303,7 @@ class Oracle:
     def _unreachable(self, vnet: Vnet, packet: Packet, drop: DropError, outcome: Outcome) -> None:
         """Count a packet, and tell its sender that nobody is there."""
         with counting(outcome, stands_for(vnet, packet)):
-            if drop.reason in (model.UNKNOWN_SERVICE, model.NO_INSTANCE, model.NO_ROUTE):
+            if drop.reason != model.SPOOFED_SOURCE:
                 outcome.tun += [(PLAIN, reply) for reply in self._replies.unreachable(packet, self._now)]
             raise drop
 
@@ -324,11 +338,23 @@ class Oracle:
     def _choose(self, packet: Packet) -> Flow:
         """Where a packet goes: as its conversation has always gone, unless its containers are gone."""
         key = FlowKey(packet.source, packet.destination, packet.ports, packet.protocol)
-        if key in self._flows.decided and not self._is_current(key):
+        if key in self._flows.decided and (self._is_reopened(key, packet) or not self._is_current(key)):
             self._forget(key)
         if key not in self._flows.decided:
             self._flows.decided[key] = self._decide(packet)
         return self._flows.decided[key]
+
+    def _is_reopened(self, key: FlowKey, packet: Packet) -> bool:
+        """A connection that was over, from the same port once more: it is another one."""
+        return self._flows.decided[key].closing and _tcp_flags(packet) & (SYN | ACK) == SYN
+
+    def _note(self, flow: Flow, packet: Packet) -> None:
+        """What a packet says of its connection."""
+        flags = _tcp_flags(packet)
+        if flags & (FIN | RST):
+            flow.closing = True
+        elif flags & SYN:
+            flow.closing = False
 
     def _is_current(self, key: FlowKey) -> bool:
         """Compare a flow with the tables, and bring its node up to date; False if one of its ends is gone."""
@@ -460,6 +486,7 @@ class Oracle:
                 lambda later: self._inbound_again(outer, packet, later),
                 lambda later: count(later, model.UNKNOWN_PEER),
             ),
+            from_wire=True,
         )
 
     def _inbound_again(self, outer: Outer, packet: Packet, outcome: Outcome) -> None:
@@ -491,6 +518,9 @@ class Oracle:
     def _deliver(self, packet: Packet, came: Pieces | None, outcome: Outcome) -> None:
         """Into the TUN: an answer comes from the address that was dialled, everything else as it is."""
         require(self._is_local(self._hosts.get(packet.destination)), model.NOT_LOCAL)
+        key = self._conversation(packet)
+        if key is not None:
+            self._note(self._flows.decided[key], packet)
         translated = rewrite(packet, self._dialled(packet), packet.destination)
         outcome.tun += [(PLAIN, piece) for piece in in_pieces(translated.data, came)]
 
@@ -512,7 +542,7 @@ class Oracle:
         require(self._is_local(self._hosts.get(quoted.destination)), model.SPOOFED_SOURCE)
         sport, dport = quoted.ports
         key = FlowKey(quoted.destination, quoted.source, (dport, sport), quoted.protocol)
-        if key in self._flows.decided:
+        if key in self._flows.decided and self._is_current(key):
             self._error_in_flow(packet, self._flows.decided[key], outcome)
         else:
             self._error_to_sender(packet, outcome)
@@ -577,6 +607,10 @@ class Oracle:
                 if (flow.source, flow.target) == (quoted.source, quoted.destination):
                     return key
         return None
+
+
+def _tcp_flags(packet: Packet) -> int:
+    return packet.u8(packet.l4 + 13) if packet.protocol == TCP else 0
 
 
 def named(node: tuple[Address, int]) -> tuple[str, int]:

@@ -1,8 +1,8 @@
 """Which nodes may send what, and where senders were last heard from.
 
 An open decapsulator lets anybody speak for anybody (CVE-2020-10136, CVE-2025-23018). So the node that sent a datagram
-must be where the tables have the inner source; and a source that no table has must come from a node of the cluster, be
-an address of the overlay, and neither a ServiceIP nor ours.
+must be where the tables have the inner source; all others must at least be nodes of the cluster, and a source that no
+table has must be an address of the overlay, and neither a ServiceIP nor ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_network
 
 from tests.oracle import model
 from tests.oracle.model import Address, Host, Service, World
-from tests.oracle.packet import DropError, require
+from tests.oracle.packet import require
 
 REMEMBERED = 300 * 1_000_000_000
 OVERHEAD = {4: 20 + 8, 6: 40 + 8}  # IP and UDP headers of the underlay
@@ -74,23 +74,19 @@ class Peers:
         """DropError unless the node may speak for this source; if it may, that is remembered."""
         node = ip_address(outer[0])
         host = hosted(source, self._hosts, self._services)
-        if host is not None:
-            at_home = ip_address(host.node) == node and not self._is_here(host)
-            require(at_home, model.PEER_SPOOF)
+        if host is not None and ip_address(host.node) == node and not self._is_here(host):
             port = host.port
         else:
-            self._check_stranger(node, source)
+            require(node in self._ports or self._world.learn_hosts == model.ANY, model.UNKNOWN_PEER)
+            require(host is None and self._is_free(source), model.PEER_SPOOF)
             port = self._ports.get(node, self._world.port)
         self._heard[source] = Heard(node, port, node in self._ports and node in self._ours, now + REMEMBERED)
 
     def _is_here(self, host: Host) -> bool:
         return (ip_address(host.node), host.port) == (ip_address(self._world.node), self._world.port)
 
-    def _check_stranger(self, node: Address, source: Address) -> None:
-        """A source that no table has."""
-        learn = self._world.learn_hosts
-        require(node in self._ports or learn == model.ANY, model.UNKNOWN_PEER)
+    def _is_free(self, source: Address) -> bool:
+        """Whether a source that no table has may be somebody's container."""
         in_overlay = any(source in ip_network(text) for text in self._world.overlay)
-        free = in_overlay and source not in self._services and str(source) not in self._world.gateways
-        if learn == model.OFF or not free:
-            raise DropError(model.PEER_SPOOF)
+        ours = source in self._services or str(source) in self._world.gateways
+        return self._world.learn_hosts != model.OFF and in_overlay and not ours

@@ -72,10 +72,11 @@ def test_the_comparison_has_a_row_for_each_metric_that_was_measured():
 
 
 def test_a_page_keeps_all_but_what_is_between_the_marks():
-    page = f"before\n{report.BEGIN}stale\n{report.END}after\n"
+    begin, end = report.marks(report.RESULTS)
+    page = f"before\n{begin}stale\n{end}after\n"
     written = report.inserted(page, tcp1([10.0], [5.0]))
-    assert written.startswith(f"before\n{report.BEGIN}`python -m perf run`, 2026-01-02 03:04 UTC")
-    assert written.endswith(f"{report.END}after\n")
+    assert written.startswith(f"before\n{begin}`python -m perf run`, 2026-01-02 03:04 UTC")
+    assert written.endswith(f"{end}after\n")
     assert "stale" not in written
     assert report.inserted(written, tcp1([10.0], [5.0])) == written
 
@@ -83,3 +84,5 @@ def test_a_page_keeps_all_but_what_is_between_the_marks():
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="expected the marks"):
         report.inserted("nothing", tcp1([10.0], [5.0]))
+    begin, end = report.marks("modes")
+    assert "tcp" in report.inserted(begin + end, tcp1([10.0], [5.0]), "modes").lower()

@@ -17,6 +17,7 @@ from tests.supervisor.world import Node, World, alive, until
 pytestmark = pytest.mark.root
 
 JOB = "app.ns.web.test"
+ENDS = ("stopped", "everything", "supervisor", "supervisor and template")
 
 
 def cleanup(node: Node, *options: str) -> tuple[int, list[str], str]:
@@ -48,11 +49,11 @@ def kill(*pids: int) -> None:
     until(lambda: not any(map(alive, pids)) or all(record.started(pid) == 0 for pid in pids), "they have ended")
 
 
-def test_it_removes_everything_after_every_kind_of_end(hub: World) -> None:
+def test_it_removes_everything_after_every_kind_of_end(hub: World, long: bool) -> None:
     container = hub.container()
     node = hub.node(network={"subnet_v4": "10.18.0.0/26"})
     before = seen(node, container)
-    for end in ("stopped", "supervisor", "supervisor and template", "everything"):
+    for end in ENDS if long else ENDS[-1:]:
         node.start()
         node.api.attach(JOB, 0, {"netns": container.name}, "8080:80")
         status, _, error = cleanup(node)

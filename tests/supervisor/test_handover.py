@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from appliance.client import ApiError
 from tests.supervisor.world import Node, World, alive, until
 
 pytestmark = pytest.mark.root
@@ -20,34 +21,42 @@ def workers(node: Node) -> list[int]:
     return [it["pid"] for it in node.api.status()["workers"]]
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "restart"])
-def test_workers_and_devices_go_on(hub: World, how: str) -> None:
+WAYS = ("SIGUSR2", "SIGKILL", "restart")
+"""The latter two are in ``tests/lab/test_restarts.py`` too."""
+
+
+def test_workers_and_devices_go_on(hub: World, long: bool) -> None:
     node = alone(hub).start()
-    before, links, epoch = workers(node), node.namespace.state(), node.api.status()["tables"]["epoch"]
-    again(node, how)
-    assert workers(node) == before
-    assert node.namespace.state() == links
-    assert node.api.status()["tables"]["epoch"] > epoch
+    for how in WAYS if long else WAYS[:1]:
+        before, links, epoch = workers(node), node.namespace.state(), node.api.status()["tables"]["epoch"]
+        again(node, how)
+        assert workers(node) == before, how
+        assert node.namespace.state() == links, how
+        assert node.api.status()["tables"]["epoch"] > epoch, how
+    before = workers(node)
+    node.api.renew_workers()
+    assert not set(workers(node)) & set(before)
+    assert not any(map(alive, before))
     assert node.stop() == 0
     until(lambda: not node.processes(), "a stop on purpose ends everything")
+
+
+def since(node: Node) -> float:
+    """When the supervisor was started last; 0 if it does not answer."""
+    try:
+        return float(node.api.status()["node"]["started"])
+    except ApiError:
+        return 0.0
 
 
 def again(node: Node, how: str) -> None:
     """Ends the supervisor in some way, and has another one."""
     started = node.api.status()["node"]["started"]
-    if how == "SIGKILL":
-        node.stop(signal.SIGKILL)
+    if how != "restart":
+        status = node.stop(signal.Signals[how])
+        assert status == (0 if how == "SIGUSR2" else -signal.SIGKILL)
         node.start()
     else:
         assert node.popen is not None
         assert node.api.restart() == node.popen.pid
-        until(lambda: node._answers() and node.api.status()["node"]["started"] != started, "it is back", 30)
-
-
-def test_rolling_replacement(hub: World) -> None:
-    node = alone(hub).start()
-    before = workers(node)
-    node.api.renew_workers()
-    after = workers(node)
-    assert not set(after) & set(before)
-    assert not any(map(alive, before))
+        until(lambda: since(node) not in (0.0, started), "it is back", 60)

@@ -140,6 +140,21 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def bits(names: tuple[str, ...]) -> int:
+    return sum(1 << privileges.CAPABILITIES[name] for name in names)
+
+
+def test_a_worker_that_does_not_listen_is_killed(hub: World) -> None:
+    """By the template, which may not signal other users' processes, and is root without that right."""
+    node = alone(hub).start()
+    before = record.alive(node.directory / "run")
+    os.kill(before["worker.1"], signal.SIGSTOP)
+    node.api.renew_workers()
+    now = record.alive(node.directory / "run")
+    assert now["worker.1"] != before["worker.1"]
+    assert record.started(before["worker.1"]) == 0
+
+
 def test_what_the_processes_of_a_node_are(hub: World) -> None:
     node = alone(hub).start()
     runtime = node.directory / "run"
@@ -154,8 +169,10 @@ def test_what_the_processes_of_a_node_are(hub: World) -> None:
         for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
             assert int(found[kind], 16) == 0, (part, kind)
     supervisor = status_of(living["supervisor"])
-    kept = sum(1 << privileges.CAPABILITIES[name] for name in privileges.SUPERVISOR)
-    assert int(supervisor["CapEff"], 16) == int(supervisor["CapPrm"], 16) == kept
+    assert int(supervisor["CapEff"], 16) == bits(privileges.SUPERVISOR)
+    assert int(supervisor["CapPrm"], 16) == bits(privileges.SUPERVISOR + privileges.CHILDREN)
+    assert int(supervisor["CapBnd"], 16) == int(supervisor["CapPrm"], 16)
+    assert supervisor["NoNewPrivs"] == "1"
     own = {os.readlink(it) for it in Path(f"/proc/{living['worker.0']}/fd").iterdir()}  # noqa: PTH115
     assert not any("-1 " in it or it.startswith("/memfd:edge-manifest") for it in own), "nothing of a sibling's"
     mapped = Path(f"/proc/{living['worker.0']}/maps").read_text().splitlines()

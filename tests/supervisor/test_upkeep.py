@@ -44,23 +44,19 @@ def test_a_container_that_vanishes_is_withdrawn_within_a_second(pair: Pair) -> N
 def test_another_uplink_address_is_announced_and_traffic_goes_on(pair: Pair) -> None:
     """A connection too: it ends at the same instance, wherever that one's node is reached.
 
-    Within ``PROMISED_S``; about every second run takes 12 s, which is reported as the failure that it is known to be.
+    The second change follows within a second of the first, which brokers take for two nodes that share a name.
     """
-    node, took = pair.one, 0.0
+    node = pair.one
     with pair.service() as service, tcp_echo(service.container):
         connection, _ = connect(pair.client, service.address)
         with connection:
             for address in ("192.0.2.77", node.address):
                 renumber(node, address)
-                changed = time.monotonic()
-                until(partial(is_reached_at, pair, service, address), "the other node knows", 20)
+                until(partial(is_reached_at, pair, service, address), "the other node knows", PROMISED_S)
                 assert say(connection, address.encode()) == address.encode()
-                took = max(took, time.monotonic() - changed)
                 assert node.api.status()["node"]["address"] == address
     assert counted(node)["uplink_changed"] >= 2
     assert node.api.cluster()["counters"]["stranded"] == 2, "the connection to the broker had its address too"
-    if took >= PROMISED_S:
-        pytest.xfail(f"announced after {took:.1f} s, promised are {PROMISED_S:g}: cause not found")
 
 
 def is_reached_at(pair: Pair, service: Service, address: str) -> bool:

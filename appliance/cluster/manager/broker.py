@@ -7,8 +7,9 @@ ends by itself. The server dies with us, also when we are killed (PR_SET_PDEATHS
 only: a lock file in the state directory, inherited by the server, stays locked until both have ended, so that neither a
 second manager nor one that is started too early opens the same files.
 
-Clients connect on the loopback; nodes reach the MQTT listener. JetStream writes to the disk before it acknowledges
-(`sync_interval: always`): a subnet that was answered is a subnet that survives a power failure.
+Clients connect on the loopback; nodes reach the MQTT listener. With ``pki`` that is TLS only, and who a client is and
+what it may do follows from its certificate (`pki`); `reload` has new nodes let in. JetStream writes to the disk before
+it acknowledges (`sync_interval: always`): a subnet that was answered is a subnet that survives a power failure.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from appliance.cluster.manager import pki
 from appliance.cluster.manager.settings import BrokerSettings
 
 log = logging.getLogger(__name__)
@@ -54,13 +56,16 @@ class BrokerError(Exception):
 
 def configuration(settings: BrokerSettings) -> dict[str, Any]:
     """The server's configuration; its format is a superset of JSON."""
+    secured = {} if settings.pki is None else {"authorization": pki.authorization(settings.pki)}
+    listener = {} if settings.pki is None else {"tls": pki.tls(settings.pki)}
     return {
+        **secured,
         "server_name": settings.name,
         "host": "127.0.0.1",
         "port": settings.port,
         "max_payload": PAYLOAD_MAX,
         "jetstream": {"store_dir": str(settings.state), "sync_interval": settings.sync},
-        "mqtt": {"host": settings.mqtt_host, "port": settings.mqtt_port},
+        "mqtt": {"host": settings.mqtt_host, "port": settings.mqtt_port, **listener},
         "ports_file_dir": str(settings.runtime),
         "log_file": str(settings.runtime / "nats-server.log"),
         "logfile_size_limit": LOG_MAX,
@@ -123,14 +128,31 @@ class Broker:
         return self._process.pid if self._process else None
 
     async def _spawn(self) -> None:
-        path = self._settings.runtime / "nats-server.conf"
         for stale in self._settings.runtime.glob("nats-server_*.ports"):
             stale.unlink()
-        path.write_text(json.dumps(configuration(self._settings), indent=2))
+        self._write_configuration()
+        command = executable(), "-c", self._configuration
         self._process = await asyncio.create_subprocess_exec(
-            executable(), "-c", path, pass_fds=(self._lock,), preexec_fn=_dies_with_us, start_new_session=True
+            *command, pass_fds=(self._lock,), preexec_fn=_dies_with_us, start_new_session=True
         )
         await self._listening()
+
+    @property
+    def _configuration(self) -> Path:
+        return self._settings.runtime / "nats-server.conf"
+
+    def _write_configuration(self) -> None:
+        path = self._configuration
+        path.touch(mode=0o600, exist_ok=True)
+        path.chmod(0o600)
+        path.write_text(json.dumps(configuration(self._settings), indent=2))
+
+    def reload(self, settings: BrokerSettings) -> None:
+        """Has the server take other users; who is connected and none any more is disconnected."""
+        self._settings = settings
+        self._write_configuration()
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGHUP)
 
     async def _listening(self) -> None:
         """Waits for the file that the server writes once all its listeners are open; it bears its process id."""

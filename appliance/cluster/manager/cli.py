@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from ipaddress import ip_network
 from pathlib import Path
@@ -62,6 +63,18 @@ class Network(click.ParamType[IPNetwork]):
             self.fail(f"expected a network without host bits, got {value}", param, ctx)
 
 
+class NodeId(click.ParamType[str]):
+    """A node's identity."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """24 lower-case hexadecimal digits."""
+        if not re.fullmatch("[0-9a-f]{24}", str(value)):
+            self.fail(f"expected 24 lower-case hexadecimal digits, got {value}", param, ctx)
+        return str(value)
+
+
 def broker_options(command: Command) -> Command:
     """What the broker and the managers have in common."""
     defaults = Settings()
@@ -73,6 +86,9 @@ def broker_options(command: Command) -> Command:
         ),
         click.option("--nats-port", default=defaults.nats_port, show_default=True, help="NATS port on the loopback."),
         click.option("--state", type=directory, default=defaults.state, show_default=True, help="The broker's store."),
+        click.option(
+            "--pki", type=directory, help="Directory of `cluster init`: TLS, and each node its own topics only."
+        ),
         click.option("--runtime", type=directory, default=defaults.runtime, show_default=True, help="Generated files."),
         click.option(
             "--sync", default=defaults.sync, show_default=True, help="Write to the disk always, or each such as 2m."
@@ -154,6 +170,28 @@ def broker(log_level: str, **options: Any) -> None:
 
 
 @cluster.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--host", "hosts", multiple=True, help="Name or address that nodes reach the broker at; repeatable.")
+@click.option("--node", "nodes", multiple=True, type=NodeId(), help="Identity of a node; repeatable.")
+@json_option
+def init(directory: Path, hosts: tuple[str, ...], nodes: tuple[str, ...], as_json: bool) -> None:
+    """Make the cluster's authority in DIRECTORY, and certificates for the broker, managers and nodes.
+
+    What is there stays: call it again for further nodes, and send the manager a SIGHUP.
+    """
+    from appliance.cluster.manager import pki
+
+    try:
+        if not hosts and not pki.pair(directory, "server").certificate.exists():
+            raise click.UsageError("expected --host: nodes check that the broker is where they look for it")
+        made = [str(path) for path in pki.init(directory, hosts, nodes)]
+    except (pki.PkiError, OSError) as error:
+        click.echo(f"appliance cluster: {error}", err=True)
+        sys.exit(1)
+    emit({"made": made}, as_json, lambda: "\n".join(made) or "everything is there")
+
+
+@cluster.command()
 @manager_option
 @json_option
 def nodes(manager: str, as_json: bool) -> None:
@@ -172,6 +210,7 @@ def _plan(options: dict[str, Any]) -> dict[str, Any]:
 def _until_stopped(log_level: str, settings: Settings, what: Literal["run", "run_broker"]) -> None:
     from appliance.cluster.manager import manager
     from appliance.cluster.manager.broker import BrokerError
+    from appliance.cluster.manager.pki import PkiError
     from appliance.cluster.manager.store import UnavailableError
     from appliance.observe.log import configure
 
@@ -180,7 +219,7 @@ def _until_stopped(log_level: str, settings: Settings, what: Literal["run", "run
     status = 1
     try:
         status = asyncio.run(main(settings))
-    except* (BrokerError, UnavailableError, OSError) as group:
+    except* (BrokerError, PkiError, UnavailableError, OSError) as group:
         for error in group.exceptions:
             click.echo(f"appliance cluster: {_innermost(error)}", err=True)
     sys.exit(status)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import ssl
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -37,6 +38,7 @@ from appliance.cluster.manager.inbox import Inbox
 from appliance.cluster.manager.leaving import Leaving
 from appliance.cluster.manager.listing import Listing
 from appliance.cluster.manager.outbox import Outbox
+from appliance.cluster.manager.pki import MANAGER, Pki, PkiError
 from appliance.cluster.manager.requests import Request
 from appliance.cluster.manager.settings import Settings, reachable
 from appliance.cluster.manager.store import Store, UnavailableError
@@ -59,7 +61,7 @@ class Manager:
         self.store = Store(client, f"{settings.cluster}-cluster", settings.replicas)
         self.executor = Executor(self.store)
         self.inbox = Inbox(client, f"{settings.cluster}-requests", self._handle, settings.replicas)
-        self.outbox = Outbox(reachable(host), port)
+        self.outbox = Outbox(reachable(host), port, _tls(settings))
         self.listing = Listing(self.store, self.outbox)
         self.exposing = Exposing(self.store, self.outbox)
         self.leaving = Leaving(self.store, self.do)
@@ -186,6 +188,13 @@ def _with_broker(broker: Broker, manager: Manager, tasks: asyncio.TaskGroup, run
     async def started() -> None:
         running.append(tasks.create_task(manager.roll_call()))
 
+    def reload() -> None:
+        try:
+            broker.reload(manager.settings.broker_settings)
+        except PkiError as error:
+            log.error("reload refused, the old users stay", extra={"error": str(error)})
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     broker.started = started
     running += [tasks.create_task(broker.watch()), tasks.create_task(manager.roll_call())]
 
@@ -208,7 +217,7 @@ async def _connected(settings: Settings, stack: AsyncExitStack) -> Client:
     end = time.monotonic() + CONNECT_S
     while True:
         try:
-            client = await _connect(url)
+            client = await _connect(url, settings.credentials())
         except (OSError, NatsError, TimeoutError) as error:
             if time.monotonic() > end:
                 raise UnavailableError(f"{url}: expected a NATS server: {error!r}") from error
@@ -218,9 +227,21 @@ async def _connected(settings: Settings, stack: AsyncExitStack) -> Client:
             return client
 
 
-async def _connect(url: str) -> Client:
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """How a manager shows the broker's MQTT side who it is. Raises PkiError."""
+    known = settings.credentials()
+    if known is None:
+        return None
+    context = ssl.create_default_context(cafile=known.ca)
+    context.load_cert_chain(known.manager.certificate, known.manager.key)
+    return context
+
+
+async def _connect(url: str, known: Pki | None) -> Client:
     return await nats.connect(
         url,
+        user=None if known is None else MANAGER,
+        password=None if known is None else known.password,
         name="cluster-manager",
         max_reconnect_attempts=-1,
         reconnect_time_wait=RECONNECT_S,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from uuid import uuid4
 import aiomqtt
 import orjson
 
+from appliance.cluster.connection import Connection
 from appliance.cluster.manager.decide import Message
 from appliance.cluster.manager.store import UnavailableError
 
@@ -37,10 +39,11 @@ KEEPALIVE_S = 15
 class Outbox:
     """One connection to the broker's MQTT listener."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._host = host
         self._port = port
-        self._client: aiomqtt.Client | None = None
+        self._client: Connection | None = None
         self._connected = asyncio.Event()
         self._topic = ""
         self._begun: Callable[[], None] = lambda: None
@@ -77,13 +80,14 @@ class Outbox:
                 self._connected.clear()
             await asyncio.sleep(RECONNECT_S)
 
-    def _new(self) -> aiomqtt.Client:
-        client = aiomqtt.Client(
+    def _new(self) -> Connection:
+        client = Connection(
             self._host,
             self._port,
             identifier=f"manager-{uuid4().hex}",
             keepalive=KEEPALIVE_S,
             timeout=ACK_S,
+            tls_context=self._tls,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # else an answer waits 40 ms for an ACK
         )
         client.pending_calls_threshold = sys.maxsize  # many at once are what is meant here, and no reason for warnings

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.cluster.manager.addresses import Plan
+
+if TYPE_CHECKING:
+    from appliance.cluster.manager.pki import Pki
 
 ROLL_CALL_S = 30.0
 """How long nodes may take to connect again after the broker's restart."""
@@ -22,6 +26,7 @@ class BrokerSettings:
     port: int = 4222
     name: str = "edge"
     sync: str = "always"
+    pki: Pki | None = None
 
     @property
     def url(self) -> str:
@@ -44,14 +49,25 @@ class Settings:
     runtime: Path = Path("/run/edge-appliance/cluster")
     sync: str = "always"
     replicas: int = 1
+    pki: Path | None = None
+    """Directory of the cluster's authority (`pki`); None lets everybody in who reaches the broker."""
     roll_call_s: float = ROLL_CALL_S
     plan: Plan = field(default_factory=Plan)
 
     @property
     def broker_settings(self) -> BrokerSettings:
-        """Those of the embedded broker."""
+        """Those of the embedded broker. Raises PkiError."""
         host, port = self.mqtt
-        return BrokerSettings(self.state, self.runtime, host, port, self.nats_port, self.cluster, self.sync)
+        known = self.credentials()
+        return BrokerSettings(self.state, self.runtime, host, port, self.nats_port, self.cluster, self.sync, known)
+
+    def credentials(self) -> Pki | None:
+        """What the directory has now. Raises PkiError."""
+        if self.pki is None:
+            return None
+        from appliance.cluster.manager.pki import load
+
+        return load(self.pki)
 
 
 def reachable(host: str) -> str:

@@ -4,8 +4,13 @@ echo.py PORT: prints `ready` once it listens.
 """
 
 import asyncio
+import socket
 import sys
 from typing import Any
+
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+BUFFER = 4 << 20
+"""What was held up comes at once: it must not be lost here."""
 
 
 class Stream(asyncio.Protocol):
@@ -27,7 +32,8 @@ class Datagrams(asyncio.DatagramProtocol):
 async def main(port: int) -> None:
     loop = asyncio.get_running_loop()
     await loop.create_server(Stream, ("0.0.0.0", "::"), port, backlog=512)
-    await loop.create_datagram_endpoint(Datagrams, ("::", port))  # of both families, as is not for TCP
+    transport, _ = await loop.create_datagram_endpoint(Datagrams, ("::", port))  # of both families, as is not for TCP
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
     print("ready", flush=True)
     await asyncio.Event().wait()
 

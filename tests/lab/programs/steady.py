@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+BUFFER = 4 << 20
 INTERVAL_S = 0.001
 GRACE_S = 3.0
 """How late an answer may be."""
@@ -21,7 +23,7 @@ class Ping:
 
     def __init__(self, address: str, port: int) -> None:
         self.socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         self.socket.connect((address, port))
         self.sent = 0
         self.first = 0

@@ -1,0 +1,135 @@
+"""What a supervisor does with what another one left: decided by their manifests, and by nothing else."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from appliance.config import Config, keys
+from appliance.supervisor import estate
+from appliance.supervisor.estate import Step
+from appliance.supervisor.notify import Systemd, kept
+
+OURS = estate.manifest(Config(), 2, 7)
+
+
+def changed(**sections: dict[str, object]) -> dict[str, object]:
+    return estate.manifest(Config.model_validate(sections), 2, 7)
+
+
+def test_the_same_is_adopted() -> None:
+    assert estate.verdict(OURS, estate.manifest(Config(), 2, 0)).step is Step.ADOPT
+
+
+@pytest.mark.parametrize(
+    ("found", "step", "why"),
+    [
+        ({**OURS, "layout": "0"}, Step.REFUSE, "cannot read: end them with `appliance cleanup --processes`"),
+        ({}, Step.REFUSE, "cannot read"),
+        ({**OURS, "workers": 3}, Step.ANEW, "changed: workers.count"),
+        (changed(tunnel={"port": 1}, tables={"hosts": 16}), Step.ANEW, "changed: tunnel.port, tables.hosts"),
+        ({**OURS, "code": "0"}, Step.RENEW, "changed: the packet path"),
+        (changed(workers={"busy_poll": 5}), Step.RENEW, "changed: workers.busy_poll"),
+        ({**OURS, "appliance": "0.0.1", "seed": 1}, Step.ADOPT, ""),
+        (changed(naming={"ttl": 9}, cluster={"keepalive": 9}), Step.ADOPT, ""),
+    ],
+)
+def test_what_differs_decides(found: dict[str, object], step: Step, why: str) -> None:
+    verdict = estate.verdict(found, OURS)
+    assert verdict.step is step
+    assert why in verdict.why
+
+
+def test_each_key_of_workers_and_devices_is_compared() -> None:
+    """A key that a worker, a device or a table is made by must not be changed behind the back of one that runs."""
+    mine = {
+        key
+        for key in (it.dotted for it in keys())
+        if key.partition(".")[0] in ("tunnel", "workers", "offload", "tables")
+    }
+    elsewhere = {"tunnel.advertised_port", "tunnel.mtu", "workers.count", "tables.static"}
+    assert mine - elsewhere == {key for key in (*estate.FIXED, *estate.SPAWNED) if not key.startswith("network.")}
+
+
+def test_an_estate_that_lacks_something_is_not_complete() -> None:
+    names = ["tables", "sticky", *(f"0.{name}" for name in estate._EACH), "0.source.0"]
+    assert estate.Estate({}, dict.fromkeys(names, -1)).is_complete(1, 1)
+    for name in names:
+        assert not estate.Estate({}, dict.fromkeys(set(names) - {name}, -1)).is_complete(1, 1), name
+
+
+class Store:
+    """A service manager that keeps descriptors, as systemd does."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.setblocking(False)
+        self.kept: list[tuple[str, int]] = []
+        self.said: list[str] = []
+
+    def listen(self) -> None:
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
+            except BlockingIOError:
+                return
+            lines = data.decode().split("\n")
+            name = next((it.partition("=")[2] for it in lines if it.startswith("FDNAME=")), "")
+            if "FDSTORE=1" in lines:
+                assert "FDPOLL=0" in lines
+                self.kept.append((name, fds[0]))
+            elif "FDSTOREREMOVE=1" in lines:
+                self.kept = [it for it in self.kept if it[0] != name]
+            else:
+                self.said += lines
+
+    def environment(self) -> dict[str, str]:
+        """How the next process hears of them; they are moved to where it expects them."""
+        return {
+            "LISTEN_PID": str(os.getpid()),
+            "LISTEN_FDS": str(len(self.kept)),
+            "LISTEN_FDNAMES": ":".join(name for name, _ in self.kept),
+        }
+
+
+def test_systemd_keeps_what_it_was_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "notify")
+    said: list[dict[str, object]] = []
+    systemd = Systemd({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    keepers = estate.Keepers(systemd, lambda message, _fds: said.append(message))
+    one, two = os.memfd_create("one"), os.memfd_create("two")
+    os.write(two, b"second")
+    keepers.keep({"tables": one})
+    keepers.keep({"tables": two, "sticky": one})
+    keepers.describe(OURS)
+    store.listen()
+    assert [name for name, _ in store.kept] == ["tables", "sticky", "manifest"]
+    assert [next(iter(it)) for it in said] == ["hold", "hold", "manifest"]
+
+    monkeypatch.setattr("appliance.supervisor.notify.LISTEN_FDS_START", store.kept[0][1])
+    environment = store.environment()
+    assert [fd for _, fd in store.kept] == list(range(store.kept[0][1], store.kept[0][1] + 3)), (
+        "as systemd numbers them"
+    )
+    found = estate.found(tmp_path, kept(environment))
+    assert environment == {}
+    assert found is not None
+    assert dict(found.manifest) == OURS
+    assert os.pread(found.take("tables"), 16, 0) == b"second"
+    assert set(found.held) == {"sticky"}
+
+    keepers.clear()
+    store.listen()
+    assert store.kept == []
+
+
+def test_descriptors_for_another_process_are_not_taken() -> None:
+    assert kept({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "tables"}) == {}
+    assert kept({}) == {}
+
+
+def test_without_systemd_nothing_is_said() -> None:
+    Systemd({}).say("READY=1")
+    Systemd({"NOTIFY_SOCKET": "/nowhere/notify"}).say("READY=1")  # and one that is gone costs nothing
