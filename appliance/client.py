@@ -110,7 +110,7 @@ class Client:
     ) -> dict[str, Any]:
         """Joins a namespace (`{"netns": …}`, `{"pid": …}` or `{"path": …}`), with ports of the node that lead to it
         (``8080:80/tcp;53/udp``); its interface and addresses."""
-        body = {"service": service, "instance": instance, "ports": ports, **namespace}
+        body = {"service": service, "instance": instance, **namespace, **({"ports": ports} if ports else {})}
         return self._request("POST", "/v1/attachments", body)
 
     def detach(self, service: str, instance: int) -> None:
