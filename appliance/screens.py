@@ -12,6 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+SAMPLED = ("turns", "packets")
+"""Beside the stages' nanoseconds: what they are of."""
 PIPE_WIDTH = 250
 """Columns where the output is no terminal: nothing is cut that a following grep may look for."""
 
@@ -26,7 +28,7 @@ def status(data: Mapping[str, Any]) -> RenderableType:
     """One screen: node, tables and offloads, workers, and what each worker has counted."""
     workers: Sequence[Mapping[str, Any]] = data["workers"]
     facts = [_facts(title, value) for title, value in data.items() if title != "workers"]
-    return Group(*facts, table("workers", map(_scalars, workers)), _counters(workers))
+    return Group(*facts, table("workers", map(_scalars, workers)), _stages(workers), _counters(workers))
 
 
 def flows(data: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -67,6 +69,21 @@ def _scalars(worker: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         name: value for name, value in worker.items() if not isinstance(value, Mapping) and not name.endswith("_ns")
     }
+
+
+def _stages(workers: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A row for each stage of the packet path, a column for each worker: its share of the time, in percent."""
+    timed = {
+        f"worker {it['index']}": {name: ns for name, ns in it.get("stages", {}).items() if name not in SAMPLED}
+        for it in workers
+    }
+    names = dict.fromkeys(name for times in timed.values() for name in times)
+    rows = (
+        {"stage": name}
+        | {column: round(100 * times.get(name, 0) / (sum(times.values()) or 1), 1) for column, times in timed.items()}
+        for name in names
+    )
+    return table("time %", rows)
 
 
 def _counters(workers: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -162,6 +162,7 @@ STATUS = {
             "heartbeat_ns": 3966226950800,
             "counters": {"sent": 1234567},
             "drops": {"no-route": 0},
+            "stages": {"wait": 750, "read": 200, "send": 50, "turns": 3, "packets": 9},
         },
         {"index": 1, "pid": 12, "cpu": 1, "restarts": 3, "counters": {"sent": 0}, "drops": {"no-route": 7}},
     ],
@@ -285,6 +286,7 @@ def test_status_shows_facts_workers_and_counters(api: _Server) -> None:
     assert ["1", "12", "1", "3"] in lines
     assert ["sent", "1", "234", "567", "0"] in lines
     assert ["drops.no-route", "0", "7"] in lines
+    assert ["read", "20.0", "0.0"] in lines
 
 
 def test_flows_and_attachments_are_tables(api: _Server) -> None:
