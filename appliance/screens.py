@@ -16,6 +16,8 @@ from appliance.observe.meanings import DIRECTIONS, totals
 
 DROPS_SHOWN = 5
 """Reasons for drops that ``status`` shows."""
+SAMPLED = ("turns", "packets")
+"""Beside the stages' nanoseconds: what they are of."""
 PIPE_WIDTH = 250
 """Columns where the output is no terminal: nothing is cut that a following grep may look for."""
 
@@ -35,7 +37,7 @@ def status(data: Mapping[str, Any], counters: bool = False) -> RenderableType:
     if counters:
         named = ("naming", "upkeep", "firewall", "exposed", "checks")
         parts += [_facts(title, data[title]) for title in named if isinstance(data.get(title), Mapping)]
-        return Group(*parts, _counters(workers))
+        return Group(*parts, _stages(workers), _counters(workers))
     return Group(*parts, drops(totals(workers)[:DROPS_SHOWN]), *_errors(data))
 
 
@@ -109,6 +111,21 @@ def _worker(worker: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _sum(tree: Mapping[str, Any]) -> int:
     return sum(_sum(value) if isinstance(value, Mapping) else value for value in tree.values())
+
+
+def _stages(workers: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A row for each stage of the packet path, a column for each worker: its share of the time, in percent."""
+    timed = {
+        f"worker {it['index']}": {name: ns for name, ns in it.get("stages", {}).items() if name not in SAMPLED}
+        for it in workers
+    }
+    names = dict.fromkeys(name for times in timed.values() for name in times)
+    rows = (
+        {"stage": name}
+        | {column: round(100 * times.get(name, 0) / (sum(times.values()) or 1), 1) for column, times in timed.items()}
+        for name in names
+    )
+    return table("time %", rows)
 
 
 def _counters(workers: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -190,6 +190,7 @@ STATUS = {
             "heartbeat_ns": 3966226950800,
             "counters": {"sent": 1234567},
             "drops": {"tun": {"no-route": 0}},
+            "stages": {"wait": 750, "read": 200, "send": 50, "turns": 3, "packets": 9},
         },
         {"index": 1, "pid": 12, "cpu": 1, "restarts": 3, "counters": {"sent": 0}, "drops": {"tun": {"no-route": 7}}},
     ],
@@ -315,6 +316,7 @@ def test_status_shows_facts_workers_and_counters(api: _Server) -> None:
     counted = [line.split() for line in ask(api, "status", "--counters").output.splitlines()]
     assert ["sent", "1", "234", "567", "0"] in counted
     assert ["drops.tun.no-route", "0", "7"] in counted
+    assert ["read", "20.0", "0.0"] in counted
 
 
 def test_flows_and_attachments_are_tables(api: _Server) -> None:
