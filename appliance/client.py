@@ -117,6 +117,15 @@ class Client:
         """Undoes an attachment."""
         self._request("DELETE", f"/v1/attachments/{quote(service, safe='')}/{instance}")
 
+    def attach_guest(self, service: str, instance: int) -> dict[str, Any]:
+        """Makes a namespace with a TAP device for a unikernel or virtual machine; its addresses, and what the guest is
+        to be told."""
+        return self._request("POST", "/v1/guests", {"service": service, "instance": instance})
+
+    def detach_guest(self, service: str, instance: int) -> None:
+        """Undoes that."""
+        self._request("DELETE", f"/v1/guests/{quote(service, safe='')}/{instance}")
+
     def _request(self, method: str, target: str, body: object = None) -> dict[str, Any]:
         connection = _UnixConnection(self._path, self._timeout)
         try:

@@ -316,6 +316,11 @@ class Network(Section):
     )
     overlay: Ranges = _key(["10.16.0.0/12", "fc00::/7"], "Ranges that are routed into the TUN device.")
     services: Ranges = _key(["10.30.0.0/16", "fdff::/16"], "Ranges of ServiceIPs; each lies inside a range of overlay.")
+    guest: Literal["nat", "macvtap"] = _key(
+        "nat",
+        "What unikernels and virtual machines find: nat, a TAP device behind fixed addresses (crosvm); macvtap, one "
+        "with the instance's own addresses.",
+    )
 
 
 class Firewall(Section):

@@ -122,21 +122,23 @@ class EnvironmentManager:
         """
         await self._to_the_end(self._converge())
 
-    async def attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
+    async def attach(self, service: str, instance: int, netns: NetnsRef, interface: str = "") -> Attachment:
         """Puts a container on the bridge; repeats and repairs are no error. An instance that was in
-        another container moves, with its addresses.
+        another container moves, with its addresses. `interface` is the link's name there, the first free one of eth0 …
+        if it is empty.
 
         Raises EnvironmentError_, AddressesExhausted among them: then nothing of this attachment is left.
         """
         check_key(service, instance)
-        return await self._to_the_end(self._attach(service, instance, netns))
+        return await self._to_the_end(self._attach(service, instance, netns, interface))
 
-    async def detach(self, service: str, instance: int) -> bool:
-        """Takes a container off the bridge; False if it was not on it. Its addresses rest from now.
+    async def detach(self, service: str, instance: int, netns: NetnsRef | None = None) -> bool:
+        """Takes a container off the bridge; False if it was not on it, or is in another namespace than `netns`. Its
+        addresses rest from now.
 
         Raises EnvironmentError_: then it is still attached.
         """
-        return await self._to_the_end(self._detach(names.veth_name(service, instance)))
+        return await self._to_the_end(self._detach(names.veth_name(service, instance), netns))
 
     async def forget(self, service: str, instance: int) -> bool:
         """Drops an attachment whose link is gone with its container; False if it is still there, or was not known."""
@@ -205,22 +207,23 @@ class EnvironmentManager:
                 await self._apart(lambda: work.detach(name, self.fault_point))
                 log.warning("removed link=%s: it belongs to no attachment", name)
 
-    async def _attach(self, service: str, instance: int, netns: NetnsRef) -> Attachment:
+    async def _attach(self, service: str, instance: int, netns: NetnsRef, wanted: str) -> Attachment:
         name, started = names.veth_name(service, instance), time.monotonic()
         with Namespace.open(netns) as namespace:
             async with self._lock(name), self._lock(f"netns {namespace.inode}"):
                 with self._book.placing(service, instance, netns) as placement:
                     interface = await self._apart(
-                        lambda: work.attach(self._wanted, placement, namespace, self.fault_point)
+                        lambda: work.attach(self._wanted, placement, namespace, self.fault_point, wanted)
                     )
                     attachment = self._book.enter(placement, interface)
         took = (time.monotonic() - started) * 1000
         log.info("attached service=%s instance=%d link=%s ms=%.1f", service, instance, name, took)
         return attachment
 
-    async def _detach(self, name: str) -> bool:
+    async def _detach(self, name: str, netns: NetnsRef | None = None) -> bool:
         async with self._lock(name):
-            if name not in self._book.attachments:
+            known = self._book.attachments.get(name)
+            if known is None or netns not in (None, known.netns):
                 return False
             await self._apart(lambda: work.detach(name, self.fault_point))
             gone = self._book.drop(name)

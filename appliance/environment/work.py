@@ -12,7 +12,7 @@ from appliance.environment.attachment import Placement
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.namespace import Namespace
 from appliance.environment.netlink import Executor, Kernel
-from appliance.environment.plan import AttachmentWanted, Command, Link, NodeWanted
+from appliance.environment.plan import AttachmentActual, AttachmentWanted, Command, Link, NodeWanted
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,14 @@ async def remove(wanted: NodeWanted, fault_point: FaultPoint) -> tuple[tuple[Lin
         return actual.veths, commands
 
 
-async def attach(wanted: NodeWanted, placement: Placement, namespace: Namespace, fault_point: FaultPoint) -> str:
-    """Makes a container's link; returns its name there. If it fails, there is no link of this attachment."""
+async def attach(
+    wanted: NodeWanted, placement: Placement, namespace: Namespace, fault_point: FaultPoint, interface: str = ""
+) -> str:
+    """Makes a container's link; returns its name there, which is free if none is wanted. If it fails, there is no link
+    of this attachment, unless it was there before and has another name."""
     async with Kernel.open() as node, Kernel.open(namespace) as container:
         actual = await observe.attachment(node, container, namespace, wanted.bridge, placement.veth)
-        interface = names.free_interface_name(actual.names) if actual.peer is None else actual.peer.name
+        interface = _interface(actual, interface)
         commands = plan.plan_attachment(_link_wanted(wanted, placement, interface), actual)
         executor = Executor(node, container, namespace)
         try:
@@ -83,6 +86,17 @@ async def veth(name: str) -> Link | None:
     """A container's link as it is now, None if there is none that we made."""
     async with Kernel.open() as kernel:
         return await observe.veth(kernel, name)
+
+
+def _interface(actual: AttachmentActual, wanted: str) -> str:
+    """The link's name in the container."""
+    if actual.peer is not None:
+        if wanted not in ("", actual.peer.name):
+            raise EnvironmentError_(f"interface: expected {actual.peer.name}, as it is attached so, got {wanted}")
+        return actual.peer.name
+    if wanted in actual.names:
+        raise EnvironmentError_(f"interface: expected a name that is free in the container, got {wanted}")
+    return wanted or names.free_interface_name(actual.names)
 
 
 def _link_wanted(wanted: NodeWanted, placement: Placement, interface: str) -> AttachmentWanted:

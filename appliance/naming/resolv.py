@@ -21,19 +21,27 @@ from appliance.naming import names
 MARK: Final = "# edge-appliance\n"
 DIRECTORY: Final = Path("/etc/netns")
 FILE: Final = "resolv.conf"
+OPTIONS: Final = "ndots:2"
 SEARCH_MAX: Final = 6
 """Domains that every resolver takes (resolv.conf(5), before glibc 2.26)."""
 
 
 def text(attachment: Attachment, zone: str, host_search: Iterable[str]) -> str:
     """The file's content."""
+    lines = "".join(f"nameserver {it}\n" for it in servers(attachment))
+    return f"{MARK}{lines}search {' '.join(search(attachment, zone, host_search))}\noptions {OPTIONS}\n"
+
+
+def servers(attachment: Attachment) -> list[str]:
+    """The resolver's addresses, as a container reaches them."""
+    return [str(it) for it in (attachment.gateway_v4, attachment.gateway_v6) if it is not None]
+
+
+def search(attachment: Attachment, zone: str, host_search: Iterable[str]) -> list[str]:
+    """The search list."""
     service_ns, app, app_ns = (label.decode() for label in names.of_job(attachment.service)[1:])
-    zone = zone.rstrip(".")
-    own = f"{service_ns}.{app}.{app_ns}.{zone}"
-    search = [own, *(it for it in host_search if it != own)][:SEARCH_MAX]
-    gateways = (attachment.gateway_v4, attachment.gateway_v6)
-    servers = "".join(f"nameserver {it}\n" for it in gateways if it is not None)
-    return f"{MARK}{servers}search {' '.join(search)}\noptions ndots:2\n"
+    own = f"{service_ns}.{app}.{app_ns}.{zone.rstrip('.')}"
+    return [own, *(it for it in host_search if it != own)][:SEARCH_MAX]
 
 
 def path(attachment: Attachment | Record, directory: Path = DIRECTORY) -> Path | None:

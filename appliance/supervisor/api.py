@@ -44,17 +44,23 @@ BODY_MAX = 1 << 20
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class AttachRequest(BaseModel):
-    """Which namespace becomes which instance."""
+class InstanceRequest(BaseModel):
+    """Which instance."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     service: Annotated[str, Field(pattern=JOB_NAME)]
     instance: Annotated[int, Field(ge=0)]
+
+
+class AttachRequest(InstanceRequest):
+    """Which namespace becomes which instance."""
+
     netns: str | None = None
     pid: Annotated[int, Field(gt=0)] | None = None
     path: str | None = None
     ports: str = ""
+    interface: Annotated[str, Field(pattern=r"^[^\s/:]{0,15}$")] = ""
 
     @model_validator(mode="after")
     def _one_namespace(self) -> AttachRequest:
@@ -126,6 +132,10 @@ class Api:
         app = web.Application(middlewares=[_errors], client_max_size=BODY_MAX)
         app.router.add_post("/v1/attachments", self.attach)
         app.router.add_get("/v1/attachments", self.attachments)
+        app.router.add_get("/v1/attachments/{service}/{instance}", self.attachment)
+        app.router.add_get("/v1/ready", self.ready)
+        app.router.add_post("/v1/guests", self.attach_guest)
+        app.router.add_delete("/v1/guests/{service}/{instance}", self.detach_guest)
         app.router.add_delete("/v1/attachments/{service}/{instance}", self.detach)
         app.router.add_post("/v1/reload", self.reload)
         app.router.add_post("/v1/restart", self.restart)
@@ -149,20 +159,54 @@ class Api:
         """Join a container's namespace to the bridge."""
         wanted = AttachRequest.model_validate_json(await request.read())
         ports = portmap.parse(wanted.ports, self._supervisor.config.tunnel.port)
-        attachment = await self._supervisor.attach(wanted.service, wanted.instance, wanted.reference, ports)
-        return _reply(self._attachment(attachment), 201)
+        attachment = await self._supervisor.attach(
+            wanted.service, wanted.instance, wanted.reference, ports, wanted.interface
+        )
+        return _reply({**self._attachment(attachment), **self._supervisor.told(attachment)}, 201)
 
     def _attachment(self, attachment: Attachment) -> dict[str, str | int | None]:
         return {**attachment.reply(), "ports": spoken(self._supervisor.ports.of(attachment))}
 
     async def detach(self, request: web.Request) -> web.Response:
-        """Take a container off the bridge; 404 if it is not there."""
+        """Take a container off the bridge; 404 if it is not there, or not in the namespace `netns` of the query."""
         service, number = request.match_info["service"], request.match_info["instance"]
         if not number.isdecimal():
             return _refuse(f"instance: expected a whole number, got {number!r}")
-        if not await self._supervisor.detach(service, int(number)):
+        netns = NetnsRef.parse(request.query["netns"]) if "netns" in request.query else None
+        if not await self._supervisor.detach(service, int(number), netns):
             return _refuse(f"service, instance: {service} {number} is not attached", 404)
         return web.Response(status=204)
+
+    async def attach_guest(self, request: web.Request) -> web.Response:
+        """Make a namespace with a TAP device for a unikernel or virtual machine, and join it to the bridge."""
+        wanted = InstanceRequest.model_validate_json(await request.read())
+        attachment, guest = await self._supervisor.attach_guest(wanted.service, wanted.instance)
+        return _reply({**self._supervisor.told(attachment), "guest": guest}, 201)
+
+    async def detach_guest(self, request: web.Request) -> web.Response:
+        """Take one off the bridge, and its namespace away; 404 if it was not on it."""
+        names = request.match_info
+        wanted = InstanceRequest.model_validate({"service": names["service"], "instance": names["instance"]})
+        if not await self._supervisor.detach_guest(wanted.service, wanted.instance):
+            return _refuse(f"service, instance: {wanted.service} {wanted.instance} is not attached", 404)
+        return web.Response(status=204)
+
+    async def attachment(self, request: web.Request) -> web.Response:
+        """An attached container and the condition of its link; 404 if it is not there."""
+        service, number = request.match_info["service"], request.match_info["instance"]
+        every = self._supervisor.environment.attachments()
+        found = [it for it in every if (it.service, str(it.instance)) == (service, number)]
+        if not found:
+            return _refuse(f"service, instance: {service} {number} is not attached", 404)
+        condition = await self._supervisor.environment.condition(found[0].veth)
+        return _reply({**self._supervisor.told(found[0]), "condition": condition})
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        """Whether containers can be attached; 503 and why not."""
+        membership = self._supervisor.membership
+        if not membership.provisioned.is_set():
+            raise NotReadyError(membership.why_not_ready())
+        return _reply({})
 
     async def attachments(self, _request: web.Request) -> web.Response:
         """All attached containers."""

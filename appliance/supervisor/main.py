@@ -345,7 +345,7 @@ class Supervisor:
 
     @counted("attach")
     async def attach(
-        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = ()
+        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = (), interface: str = ""
     ) -> Attachment:
         """Put a container on the bridge, with these ports of the node, and announce it.
 
@@ -354,19 +354,19 @@ class Supervisor:
         check_job(service)
         if not self.membership.provisioned.is_set():
             raise NotReadyError(self.membership.why_not_ready())
-        attachment = await self._attach(service, instance, netns, ports)
+        attachment = await self._attach(service, instance, netns, ports, interface)
         await self.membership.reconcile()
         if self.naming is not None:
             await self.naming.attached(attachment)
         return attachment
 
     async def _attach(
-        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping]
+        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping], interface: str
     ) -> Attachment:
         """On the bridge with all its ports; or as before."""
         before, known = self.ports.reserve(service, instance, ports), self._known(service, instance)
         try:
-            attachment = await self.environment.attach(service, instance, netns)
+            attachment = await self.environment.attach(service, instance, netns, interface)
             await self.ports.put(attachment, before)
         except BaseException:
             await self.ports.drop(service, instance, before)
@@ -383,14 +383,55 @@ class Supervisor:
         self.publisher.set_gateways(addresses)
         self.ports.ask()
 
+    async def attach_guest(
+        self, service: str, instance: int, ports: Sequence[PortMapping] = ()
+    ) -> tuple[Attachment, dict[str, str]]:
+        """Make a namespace for a unikernel or virtual machine, put it on the bridge, and announce it; what its guest
+        is to be told. If it fails nothing is left. Raises as ``attach`` does."""
+        from appliance.environment import guest
+
+        check_job(service)
+        name = guest.namespace_name(service, instance)
+        try:
+            attachment = await self.attach(service, instance, await guest.make_namespace(name), ports)
+            return attachment, await guest.build(attachment, self.config.network.guest)
+        except BaseException:
+            await self.detach(service, instance)
+            await guest.remove_namespace(name)
+            raise
+
+    async def detach_guest(self, service: str, instance: int) -> bool:
+        """Take a unikernel or virtual machine off the bridge, and its namespace away; False if it was not on it.
+
+        Raises MessageError or EnvironmentError_.
+        """
+        from appliance.environment import guest
+
+        check_job(service)
+        found = await self.detach(service, instance)
+        await guest.remove_namespace(guest.namespace_name(service, instance))
+        return found
+
+    def told(self, attachment: Attachment) -> dict[str, Any]:
+        """What a runtime is told of an attachment."""
+        from appliance.naming.upstream import of_host
+        from appliance.runtimes.told import dns, told
+
+        names = dns(attachment, self.config.naming.zone, of_host()[1]) if self.config.naming.enabled else {}
+        return told(attachment, self.environment.wanted, self.environment.subnets, names)
+
     @counted("detach")
-    async def detach(self, service: str, instance: int) -> bool:
-        """Take a container off the bridge, and say so; False if it was not on it. Raises EnvironmentError_."""
-        known = self._known(service, instance)
-        await self.ports.drop(service, instance)
-        found = await self.environment.detach(service, instance)
+    async def detach(self, service: str, instance: int, netns: NetnsRef | None = None) -> bool:
+        """Take a container off the bridge, and say so; False if it was not on it, or is in another namespace than this.
+
+        Raises EnvironmentError_.
+        """
+        known = [it for it in self._known(service, instance) if netns in (None, it.netns)]
+        if known or netns is None:
+            await self.ports.drop(service, instance)
+        found = await self.environment.detach(service, instance, netns)
         await self.membership.reconcile()
-        if self.naming is not None:
+        if self.naming is not None and found:
             for attachment in known:
                 await self.naming.detached(attachment)
         return found

@@ -8,7 +8,7 @@ well before. Deployments run side by side.
 |---|---|
 | 200 | done; an undeployment also of what is not here |
 | 400 | the body is no such request; nobody registered yet; a registration as another node |
-| 500 | anything else, a port that somebody has among it, and what is not there yet: unikernels |
+| 500 | anything else, a port that somebody has among it |
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from appliance.cluster.errors import ClusterError
 from appliance.cluster.messages import MessageError
 from appliance.config import ConfigError
 from appliance.environment import portmap
-from appliance.environment.attachment import NetnsRef
+from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.supervisor.errors import NotReadyError, RegistrationError
 from appliance.supervisor.identity import Identity
@@ -87,7 +87,7 @@ class NodeEngine:
             ("/container/undeploy", self.undeploy),
             ("/docker/undeploy", self.undeploy),
             ("/unikernel/deploy", self.deploy_unikernel),
-            ("/unikernel/undeploy", self.undeploy),
+            ("/unikernel/undeploy", self.undeploy_unikernel),
         ):
             router.add_post(path, self._answering(handler))
             router.add_post(f"{path}/", _without_slash)
@@ -122,12 +122,7 @@ class NodeEngine:
         self._expect_registered()
         ports = portmap.parse(wanted.port_mappings, self._supervisor.config.tunnel.port)
         made = await self._supervisor.attach(wanted.name, wanted.instance, NetnsRef.by_pid(wanted.pid), ports)
-        body = {
-            "serviceName": made.service,
-            "nsAddress": str(made.address_v4 or ""),
-            "nsAddressv6": str(made.address_v6 or ""),
-        }
-        return web.Response(body=orjson.dumps(body) + b"\n", content_type="application/json")
+        return _deployed(made)
 
     async def undeploy(self, request: web.Request) -> web.Response:
         """Take an instance off the bridge, if it is there."""
@@ -137,14 +132,33 @@ class NodeEngine:
         return web.Response()
 
     async def deploy_unikernel(self, request: web.Request) -> web.Response:
-        """Unikernels need a TAP device, which there is none of yet."""
-        Deployment.model_validate_json(await request.read())
+        """Make a namespace with a TAP device (``environment.guest``) and join it to the bridge."""
+        wanted = Deployment.model_validate_json(await request.read())
         self._expect_registered()
-        raise EnvironmentError_("unikernel: expected a container, as this version has no network for unikernels yet")
+        ports = portmap.parse(wanted.port_mappings, self._supervisor.config.tunnel.port)
+        made, _ = await self._supervisor.attach_guest(wanted.name, wanted.instance, ports)
+        return _deployed(made)
+
+    async def undeploy_unikernel(self, request: web.Request) -> web.Response:
+        """Take a unikernel off the bridge, if it is there, and its namespace away."""
+        wanted = Service.model_validate_json(await request.read())
+        self._expect_registered()
+        await self._supervisor.detach_guest(wanted.name, wanted.instance)
+        return web.Response()
 
     def _expect_registered(self) -> None:
         if self._supervisor.membership.identity is None:
             raise RegistrationError("register: expected a registration first, or node.id and cluster.url")
+
+
+def _deployed(made: Attachment) -> web.Response:
+    """What a NodeEngine is told of an instance."""
+    body = {
+        "serviceName": made.service,
+        "nsAddress": str(made.address_v4 or ""),
+        "nsAddressv6": str(made.address_v6 or ""),
+    }
+    return web.Response(body=orjson.dumps(body) + b"\n", content_type="application/json")
 
 
 async def _without_slash(request: web.Request) -> web.Response:

@@ -21,16 +21,16 @@ class Dying(main.Supervisor):
     after = 0
 
     async def attach(
-        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = ()
+        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = (), interface: str = ""
     ) -> Attachment:
         """Dies, if the plan has so many commands."""
         self.environment.fault_point = Fault(self.after, kill)
-        return await super().attach(service, instance, netns, ports)
+        return await super().attach(service, instance, netns, ports, interface)
 
-    async def detach(self, service: str, instance: int) -> bool:
+    async def detach(self, service: str, instance: int, netns: NetnsRef | None = None) -> bool:
         """Dies, if the plan has so many commands."""
         self.environment.fault_point = Fault(self.after, kill)
-        return await super().detach(service, instance)
+        return await super().detach(service, instance, netns)
 
 
 if __name__ == "__main__":

@@ -133,11 +133,24 @@ def test_what_is_refused(hub: World) -> None:
     ):
         assert call(path, "/container/deploy", wrong)[:2] == (500, b"")
     assert "expected another port than the tunnel's own" in node.api.status()["node"]["last_error"]
-    assert call(path, "/unikernel/deploy", deployment(0))[:2] == (500, b"")
+    assert call(path, "/unikernel/deploy", deployment(0, portMappings="50103:80/udp"))[:2] == (500, b"")
     assert call(path, "/nothing", {})[0] == 404
     assert call(path, "/register", b"", "GET")[0] == 405
     assert call(path, "/register/", REGISTRATION)[0] == 301
     assert node.api.attachments() == []
+
+
+def test_a_unikernel_has_a_namespace_until_it_is_undeployed(hub: World) -> None:
+    hub.manager().deploy(JOB, 1)
+    _, path = engine(hub)
+    assert call(path, "/register", REGISTRATION)[0] == 200
+    namespace = Path(f"/run/netns/{JOB}.instance.0")
+    status, body, _ = call(path, "/unikernel/deploy", deployment(0))
+    assert (status, json.loads(body)["nsAddressv6"]) == (200, "fc00::2")
+    assert namespace.exists()
+    for _ in range(2):
+        assert call(path, "/unikernel/undeploy", deployment(-1))[:2] == (200, b"")
+    assert not namespace.exists()
 
 
 def test_without_a_cluster_it_answers_in_time_and_goes_on_waiting(hub: World) -> None:
