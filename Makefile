@@ -7,10 +7,15 @@ WARM := .cache/warm
 COMPILED := appliance/limits.py appliance/observe/counters.py appliance/supervisor/warm.py \
   $(shell find appliance/dataplane appliance/tables -name '*.py')
 
-.PHONY: help lab test check perf perf-results perf-smoke sequences config cli warm venv packages clean
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
+BUNDLE := dist/edge-appliance-$(VERSION)-$(shell uname -m).tar
+ANSIBLE := .venv/.ansible
+INVENTORY ?= ansible/inventory/example.yml
+
+.PHONY: help lab test check perf perf-results perf-smoke sequences config cli warm venv bundle rollout rollout-test packages clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 lab: $(WARM) ## a cluster, two nodes, one service with an instance on each, a client that calls it
 	$(BIN)/appliance lab demo
@@ -57,6 +62,15 @@ warm: $(WARM) ## the compiled packet path
 
 venv: $(INSTALLED) ## .venv with the appliance and what its development needs
 
+bundle: $(BUNDLE) ## dist/…tar: the appliance's wheel and all that it needs, for hosts without the internet
+
+rollout: $(BUNDLE) $(ANSIBLE) ## install on all hosts of an inventory: make rollout INVENTORY=fleet.yml
+	cd ansible && ../$(BIN)/ansible-playbook -i $(abspath $(INVENTORY)) playbooks/install.yml
+
+rollout-test: $(BUNDLE) $(ANSIBLE) ## the playbooks, against machines of network namespaces that boot Debian; minutes
+	cd ansible && ../$(BIN)/ansible-lint -q
+	$(BIN)/pytest -q ansible/tests
+
 packages:
 	@missing=$$(PYTHON=$(PYTHON) .ci/packages); test -z "$$missing" || { \
 	  test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
@@ -70,11 +84,22 @@ $(INSTALLED): pyproject.toml | packages
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+$(ANSIBLE): $(INSTALLED)
+	@missing=$$(.ci/packages rollout); test -z "$$missing" || { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qy --no-install-recommends $$missing; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[rollout]'
+	@touch $@
+
+$(BUNDLE): $(INSTALLED) $(shell find appliance -name '*.py')
+	rm -rf build .cache/wheels && mkdir -p $(@D)
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --wheel-dir .cache/wheels .
+	tar -C .cache/wheels --sort=name --owner=0 --group=0 --mtime=@0 -cf $@.new . && mv $@.new $@
+
 $(WARM): $(INSTALLED) $(COMPILED) | packages
 	$(BIN)/appliance warm -c config/appliance.toml
 	@mkdir -p $(@D) && touch $@
 
 clean: ## remove all that make has made here, a running lab too
 	@test ! -x $(BIN)/appliance || $(BIN)/appliance lab down
-	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .cache dist .ansible .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

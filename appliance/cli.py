@@ -156,6 +156,9 @@ def run(config_path: Path) -> None:
     """Run the appliance on this node until it is told to stop."""
     with one_line():
         config = load(config_path)
+    from appliance.dataplane import cache
+
+    cache.use(config.paths.cache)  # before anything is imported that has compiled functions
     from appliance.supervisor.main import run as supervise
 
     sys.exit(supervise(config, config_path))

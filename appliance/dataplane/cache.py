@@ -1,7 +1,9 @@
 """Where numba keeps compiled code: a directory a version of the sources.
 
 numba notices a change of the file that a cached function stands in, but not of the modules that it calls, nor of the
-globals that it froze. The directory's name is therefore a digest of every source that can end up in compiled code.
+globals that it froze. The directory's name is therefore a digest of every source that can end up in compiled code. In
+it, functions lie by their module (``locator``), not by the path of the installation: an upgrade that leaves the packet
+path as it was compiles nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_LOCATORS = "appliance.dataplane.locator.ByModule,UserProvidedCacheLocator"
 _SOURCES = ("dataplane", "tables", "observe/counters.py", "limits.py")
 
 
@@ -46,9 +49,9 @@ def use(base: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
         return directory
-    os.environ["NUMBA_CACHE_DIR"] = str(directory)
+    os.environ["NUMBA_CACHE_DIR"], os.environ["NUMBA_CACHE_LOCATOR_CLASSES"] = str(directory), _LOCATORS
     if "numba" in sys.modules:
         from numba import config
 
-        config.CACHE_DIR = str(directory)
+        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = str(directory), _LOCATORS
     return directory

@@ -1,0 +1,329 @@
+"""The playbooks, for real: two gateways and a cluster host, from nothing to traffic and back to nothing.
+
+    control ── underlay ─┬─ cluster1
+       (Ansible)         ├─ gateway1 ── container `load`, that calls
+                         └─ gateway2 ── container `load`, that answers
+
+One test follows another, and needs those before it: each is a chapter in the life of the same machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import yaml
+from machines import CACHE, CONTROL, ROOT, Machine, Site, compiled, run
+
+import appliance
+from appliance.dataplane.cache import fingerprint
+
+FIRST = appliance.__version__
+SECOND, BROKEN = f"{FIRST}+second", f"{FIRST}+broken"
+CLUSTER, GATEWAY1, GATEWAY2 = (
+    Machine("cluster1", "198.51.100.1"),
+    Machine("gateway1", "198.51.100.2"),
+    Machine("gateway2", "198.51.100.3"),
+)
+MACHINES = (CLUSTER, GATEWAY1, GATEWAY2)
+GATEWAYS = (GATEWAY1, GATEWAY2)
+PROGRAMS = ROOT / "tests" / "lab" / "programs"
+CONNECTIONS = 50
+SSH = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+APPLIANCE = "/usr/local/bin/appliance"
+NEVER_READY = """
+
+def run(config: Config, path: Path) -> int:
+    time.sleep(3600)
+    return 1
+"""
+"""A supervisor that starts and says nothing."""
+
+pytestmark = pytest.mark.root
+
+
+def bundle(version: str) -> Path:
+    """Where the archive of a version is."""
+    return (ROOT / "dist" if version == FIRST else CACHE / "bundles") / f"edge-appliance-{version}-x86_64.tar"
+
+
+def make_bundle(version: str, addition: str = "") -> None:
+    """The first version's archive with another version in it, which has `addition` in its supervisor."""
+    source = CACHE / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(ROOT / "appliance", source / "appliance", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    (source / "appliance/__init__.py").write_text(f'__version__ = "{version}"\n')
+    with (source / "appliance/supervisor/main.py").open("a") as main:
+        main.write(addition)
+    run(ROOT / ".venv/bin/pip", "wheel", "-q", "--no-deps", "--wheel-dir", source / "wheels", source)
+    (wheel,) = (source / "wheels").iterdir()
+    bundle(version).parent.mkdir(exist_ok=True)
+    with tarfile.open(bundle(FIRST)) as first, tarfile.open(bundle(version), "w") as made:
+        for member in first.getmembers():
+            if member.isfile() and "edge_appliance" not in member.name:
+                made.addfile(member, first.extractfile(member))
+        made.add(wheel, wheel.name)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """The machines, up."""
+    make_bundle(SECOND)
+    make_bundle(BROKEN, NEVER_READY)
+    site = Site(MACHINES)
+    try:
+        site.open()
+        (CACHE / "inventory.yml").write_text(yaml.safe_dump(inventory(site)))
+        yield site
+    finally:
+        site.close()
+
+
+def inventory(site: Site) -> dict[str, Any]:
+    """As ansible/inventory/example.yml, with these machines."""
+    return {
+        "all": {
+            "vars": {
+                "ansible_user": "root",
+                "ansible_ssh_private_key_file": str(site.key),
+                "ansible_ssh_common_args": SSH,
+                "appliance_version": FIRST,
+                "appliance_bundle": f"{{{{ '{bundle(FIRST).parent}' if appliance_version == '{FIRST}' "
+                f"else '{bundle(SECOND).parent}' }}}}/edge-appliance-{{{{ appliance_version }}}}-x86_64.tar",
+                "appliance_ready_timeout": 30,
+            },
+            "children": {
+                "cluster": {"hosts": {CLUSTER.name: {"ansible_host": CLUSTER.address}}},
+                "gateways": {"hosts": {it.name: {"ansible_host": it.address} for it in GATEWAYS}},
+            },
+        }
+    }
+
+
+def play(site: Site, name: str, *options: str, fails: bool = False, **variables: Any) -> str:
+    """What a playbook printed. Raises AssertionError if it failed, or if it did not although it should."""
+    command: list[str | Path] = [
+        ROOT / ".venv/bin/ansible-playbook",
+        "-i",
+        CACHE / "inventory.yml",
+        f"playbooks/{name}.yml",
+        *options,
+    ]
+    environment = {"PATH": os.defpath, "HOME": str(CACHE), "ANSIBLE_NOCOLOR": "1", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        ["ip", "netns", "exec", CONTROL, *command, "-e", json.dumps(variables)],
+        cwd=ROOT / "ansible", env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    said = str(done.stdout) + str(done.stderr)
+    assert (done.returncode != 0) == fails, said
+    return said
+
+
+def changes(said: str) -> dict[str, int]:
+    """How many tasks changed something, by host."""
+    return {host: int(count) for host, count in re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", said, re.MULTILINE)}
+
+
+def status(machine: Machine) -> dict[str, Any]:
+    """What `appliance status` says there."""
+    found: dict[str, Any] = json.loads(machine.inside(APPLIANCE, "status", "--json"))
+    return found
+
+
+class Load:
+    """Idle TCP connections and a UDP ping, from a container on gateway1 to a service whose instance is on gateway2."""
+
+    def __init__(self) -> None:
+        self._programs: list[subprocess.Popen[str]] = []
+        service = self._container(GATEWAY2, "echo")
+        self._container(GATEWAY1, "steady")
+        self._start(GATEWAY2, "echo.py", "7000")
+        address = next(it["v4"] for it in service["service_ips"] if it["policy"] == "rr")
+        self._steady = self._start(GATEWAY1, "steady.py", address, "7000", str(CONNECTIONS))
+
+    @staticmethod
+    def _container(machine: Machine, name: str) -> dict[str, Any]:
+        text = f"app: load\nnamespace: rollout\nservice: {name}\nservice_namespace: load\ninstances: 1\n"
+        deployed = CLUSTER.inside("sh", "-c", f"printf '{text}' | {APPLIANCE} deploy --json /dev/stdin")
+        machine.inside("ip", "netns", "add", "load")
+        job = f"load.rollout.{name}.load"
+        machine.inside(APPLIANCE, "attach", "--service", job, "--instance", "0", "--netns", "load")
+        found: dict[str, Any] = json.loads(deployed)["services"][0]
+        return found
+
+    def _start(self, machine: Machine, program: str, *arguments: str) -> subprocess.Popen[str]:
+        inside = ("ip", "netns", "exec", "load", "python3", "-c", (PROGRAMS / program).read_text(), *arguments)
+        started = subprocess.Popen(
+            ("nsenter", "-t", str(machine.pid), "-a", "--", *inside),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._programs.append(started)
+        assert _pipe(started.stdout).readline() == "ready\n"
+        return started
+
+    def take(self) -> dict[str, Any]:
+        """What there was since the last time: sent, lost, gap_ms, broken."""
+        to = _pipe(self._steady.stdin)
+        to.write("\n")
+        to.flush()
+        said: dict[str, Any] = json.loads(_pipe(self._steady.stdout).readline())
+        return said
+
+    def end(self) -> None:
+        """Ends the programs and removes the containers."""
+        for program in self._programs:
+            program.kill()
+            program.wait()
+        for machine, name in ((GATEWAY1, "steady"), (GATEWAY2, "echo")):
+            job = f"load.rollout.{name}.load"
+            machine.inside("pkill", "-f", "import.*socket", check=False)
+            machine.inside(APPLIANCE, "detach", "--service", job, "--instance", "0")
+            machine.inside("ip", "netns", "delete", "load")
+            CLUSTER.inside(APPLIANCE, "undeploy", job)
+
+
+def _pipe(end: IO[str] | None) -> IO[str]:
+    assert end is not None
+    return end
+
+
+def picture(machine: Machine) -> set[str]:
+    """What a machine's kernel and systemd hold, and its files, as far as an appliance adds to them; line by line."""
+    commands = {
+        "link": "ip -br link",
+        "address": "ip -br address show scope global",
+        "route": "ip route; ip rule; ip -6 rule",
+        "user": "cat /etc/passwd /etc/group",
+        "unit": "systemctl list-unit-files --no-legend --state=enabled,disabled",
+        "file": "ls -d /run/* /var/lib/* /var/lib/private/* /var/cache/* /opt/* /etc/* /usr/local/bin/*",
+        "process": "ps -eo args= | grep -e [a]ppliance -e [n]ats",
+        "filter": "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding",
+    }
+    found = {name: machine.inside("sh", "-c", command, check=False) for name, command in commands.items()}
+    return {f"{name} {line}" for name, lines in found.items() for line in lines.splitlines()}
+
+
+def changed(before: dict[str, set[str]]) -> list[str]:
+    """What is not as it was, on any machine."""
+    return sorted(f"{it.name}: {line}" for it in MACHINES for line in picture(it) ^ before[it.name])
+
+
+@pytest.fixture(scope="module")
+def before(site: Site) -> dict[str, set[str]]:
+    """The machines as they were when nothing had been installed, but somebody had logged in."""
+    for machine in MACHINES:
+        site.control("ssh", "-i", site.key, *SSH.split(), f"root@{machine.address}", "true")
+    return {machine.name: picture(machine) for machine in MACHINES}
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"appliance_version": "latest"}, 'appliance_version: expected a version such as 0.1.0, got "latest"'),
+        ({"appliance_node_id": "gw"}, 'appliance_node_id: expected 24 lower-case hexadecimal digits, got "gw"'),
+        ({"appliance_ready_timeout": "soon"}, "'appliance_ready_timeout' is of type .* unable to convert to int"),
+        ({"appliance_config": {"tunnel": {"port": 70000}}}, "tunnel.port: expected an integer from 1 to 65535"),
+        ({"appliance_config": {"tunnel": {"prot": 1}}}, "tunnel.prot: expected a known key"),
+        ({"appliance_node_id": "0" * 24}, "appliance_node_id: expected another one on each gateway"),
+        ({"appliance_python": "python2"}, r"expected Python 3.11 or later with venv as python2 \(appliance_python"),
+        ({"cluster_mqtt": "everywhere"}, 'cluster_mqtt: expected HOST:PORT, got "everywhere"'),
+    ],
+    ids=lambda it: next(iter(it)) if isinstance(it, dict) else "",
+)
+def test_a_wrong_variable_fails_before_anything_is_touched(
+    site: Site, before: dict[str, set[str]], variables: dict[str, Any], said: str
+) -> None:
+    output = " ".join(play(site, "install", fails=True, **variables).split())
+    assert re.search(said, output.replace('\\"', '"')), output
+    assert changed(before) == []
+
+
+def test_check_mode_tells_what_would_be_done_and_does_nothing(site: Site, before: dict[str, set[str]]) -> None:
+    said = play(site, "install", "--check", "--diff")
+    assert min(changes(said).values()) >= 3
+    assert "+[cluster]" in said
+    assert changed(before) == []
+
+
+def test_install_and_verify(site: Site) -> None:
+    for gateway in GATEWAYS:
+        shutil.copytree(compiled(bundle(FIRST), fingerprint()), gateway.place / "root/var/cache/edge-appliance")
+    play(site, "install")
+    for gateway in GATEWAYS:
+        assert gateway.inside("systemctl", "is-active", "edge-appliance").strip() == "active"
+        gateway.inside("systemd-analyze", "verify", "/etc/systemd/system/edge-appliance.service")
+    CLUSTER.inside("systemd-analyze", "verify", "/etc/systemd/system/edge-cluster.service")
+    said = play(site, "verify")
+    for machine in GATEWAYS:
+        assert said.count(f"'{machine.name}'") >= 2, said  # heard by both gateways, over IPv4 and IPv6
+
+
+def test_the_second_run_changes_nothing(site: Site) -> None:
+    assert changes(play(site, "install")) == {machine.name: 0 for machine in MACHINES}
+    assert set(changes(play(site, "install", "--check")).values()) == {0}
+
+
+def test_a_reloadable_key_is_reloaded_and_another_one_restarts(site: Site) -> None:
+    started = [status(gateway)["node"]["started"] for gateway in GATEWAYS]
+    play(site, "install", appliance_config={"log": {"level": "debug"}})
+    assert [status(gateway)["node"]["started"] for gateway in GATEWAYS] == started
+    play(site, "install", appliance_config={"workers": {"busy_poll": 1}})
+    assert all(status(gateway)["node"]["started"] > then for gateway, then in zip(GATEWAYS, started, strict=True))
+    play(site, "install")
+
+
+@pytest.fixture(scope="module")
+def load(site: Site) -> Load:
+    """Traffic, for the chapters that follow."""
+    return Load()
+
+
+def test_an_upgrade_breaks_no_connection(site: Site, load: Load) -> None:
+    load.take()
+    said = play(site, "upgrade", appliance_version=SECOND)
+    seen = load.take()
+    print("upgrade:", seen)
+    assert [status(gateway)["node"]["version"] for gateway in GATEWAYS] == [SECOND, SECOND], said
+    assert seen["broken"] == 0, seen
+
+
+def test_a_version_that_does_not_become_ready_is_rolled_back_and_stops_the_rollout(site: Site, load: Load) -> None:
+    started = status(GATEWAY2)["node"]["started"]
+    load.take()
+    broken = {"appliance_version": BROKEN, "appliance_ready_timeout": 15}
+    said = play(site, "upgrade", "--limit", "gateways", fails=True, **broken)
+    seen = load.take()
+    print("failed upgrade:", seen)
+    assert "did not become ready" in said
+    assert f"{SECOND} is in force again" in " ".join(said.split())
+    assert [status(gateway)["node"]["version"] for gateway in GATEWAYS] == [SECOND, SECOND]
+    assert status(GATEWAY2)["node"]["started"] == started
+    assert seen["broken"] == 0, seen
+
+
+def test_rollback_puts_the_version_before_in_force(site: Site, load: Load) -> None:
+    load.take()
+    play(site, "rollback")
+    seen = load.take()
+    print("rollback:", seen)
+    assert [status(gateway)["node"]["version"] for gateway in GATEWAYS] == [FIRST, FIRST]
+    assert seen["broken"] == 0, seen
+    load.end()
+
+
+def test_remove_leaves_nothing(site: Site, before: dict[str, set[str]]) -> None:
+    play(site, "remove")
+    assert changed(before) == []
+    for machine in MACHINES:
+        left = {it for it in machine.files() if "edge" in it or "appliance" in it}
+        assert not left
