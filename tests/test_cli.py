@@ -273,7 +273,7 @@ def test_attach_names_the_namespace(api: _Server, option: str, value: str, sent:
     assert result.exit_code == 0
     assert "address_v4 10.18.0.2" in result.output.splitlines()
     assert "address_v6" not in result.output
-    assert api.asked == [("POST /v1/attachments", {"service": "app.ns.web.test", "instance": 0, "ports": "", **sent})]
+    assert api.asked == [("POST /v1/attachments", {"service": "app.ns.web.test", "instance": 0, **sent})]
 
 
 def test_detach(api: _Server) -> None:
