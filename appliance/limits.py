@@ -28,6 +28,7 @@ COALESCE_SEGMENTS: Final = 512  # iovec entries of one write into the TUN; UIO_M
 FLOW_LOAD: Final = 4  # index slots a flow: two keys a flow keep linear probing at half load
 SWEEP_STEP: Final = 256  # flow entries examined for expiry at each pause: the whole table about once a second when idle
 EVICT_SCAN: Final = 128  # entries compared when the table is full: bounds the cost of one eviction
+EVICT_SCANS: Final = 32  # times that, while only active TCP connections are found: they lie side by side
 TCP_ESTABLISHED: Final = (2 * 3600 + 4 * 60) * SECOND  # RFC 5382 REQ-5
 TCP_OPENING: Final = 30 * SECOND  # half-open: longer than any sane SYN retry interval, short under a SYN flood
 TCP_CLOSING: Final = 10 * SECOND  # FIN or RST seen: late retransmissions still find their way

@@ -282,7 +282,18 @@ def _rank(f, now):
 
 @njit
 def _evict(w, now):
-    """Give up the worst of the next records (oldest deadline within a rank). False if all are active TCP."""
+    """Give up the worst of some records. False if all that were looked at are active TCP."""
+    for _ in range(limits.EVICT_SCANS):
+        worst = _worst(w, now)
+        if worst >= 0:
+            remove(w, worst)
+            return True
+    return False
+
+
+@njit
+def _worst(w, now):
+    """The worst of the next records (oldest deadline within a rank), or -1."""
     capacity = w.records_count
     worst, worst_rank, worst_deadline = np.int64(-1), 0, np.int64(0)
     for i in range(min(limits.EVICT_SCAN, capacity)):
@@ -292,10 +303,7 @@ def _evict(w, now):
         if rank > worst_rank or (rank == worst_rank and rank > 0 and f.deadline < worst_deadline):
             worst, worst_rank, worst_deadline = number, rank, f.deadline
     w.evict_at = (w.evict_at + limits.EVICT_SCAN) % capacity
-    if worst < 0:
-        return False
-    remove(w, worst)
-    return True
+    return worst
 
 
 @njit

@@ -276,6 +276,15 @@ def test_a_flood_never_evicts_an_established_connection() -> None:
     assert path.count(Count.FLOWS_EVICTED) == 500 - 32
 
 
+def test_connections_side_by_side_do_not_keep_a_new_flow_out() -> None:
+    path = CompiledPath(world(), flows=4 * limits.EVICT_SCAN)
+    for sport in range(1, 3 * limits.EVICT_SCAN):
+        establish(path, sport)
+    for sport in range(2 * limits.EVICT_SCAN):
+        assert path.from_tun(PLAIN, udp(CLIENT, SERVICE, 10_000 + sport)).drops == {}
+    assert path.count(Count.FLOWS_EVICTED) == limits.EVICT_SCAN - 1
+
+
 def test_a_table_full_of_connections_refuses_a_new_flow_and_says_so() -> None:
     path = CompiledPath(world(), flows=16)
     for sport in range(1, 17):
