@@ -1,8 +1,9 @@
 """What a worker sleeps on: one epoll instance.
 
-The stages' descriptors are level-triggered, as a stage need not empty its own. The supervisor's wake-up and the timer
-are edge-triggered, so nobody has to read them. The timer runs by itself: setting a time-out at each sleep would cost
-every packet of a quiet link. It bounds how long an idle worker leaves expired flows and an old heartbeat standing.
+The stages' descriptors are level-triggered, as a stage need not empty its own. The supervisor's wake-up is
+edge-triggered, so nobody has to read it. The timer runs by itself: setting a time-out at each sleep would cost every
+packet of a quiet link. It bounds how long an idle worker leaves expired flows, packets that waited too long and an old
+heartbeat standing. The worker reads it: the kernel starts its next period only then (``fs/timerfd.c``).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from appliance import limits
 _CLOCK_MONOTONIC, _TFD_NONBLOCK_CLOEXEC = 1, 0o2004000  # <sys/timerfd.h>; os.timerfd_create came with Python 3.13
 
 
-def _timer(period_ns: int) -> int:
-    """A timerfd that fires again and again. Raises OSError."""
+def timer(period_ns: int = limits.WAIT_NS) -> int:
+    """A timerfd that fires a period after it was read, again and again. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = int(libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_NONBLOCK_CLOEXEC))
     period = divmod(period_ns, limits.SECOND)
@@ -27,16 +28,15 @@ def _timer(period_ns: int) -> int:
     return fd
 
 
-def descriptor(tun: int, wire: int, handoff: int, wake: int) -> int:
-    """An epoll descriptor that is ready when a stage has work, when ``wake`` was written, and every ``limits.WAIT_NS``.
+def descriptor(tun: int, wire: int, handoff: int, wake: int, timer: int) -> int:
+    """An epoll descriptor that is ready when a stage has work, when ``wake`` was written, and when the timer fired.
 
-    It and its timer live as long as the process. Raises OSError.
+    It lives as long as the process. Raises OSError.
     """
     epoll = select.epoll()
-    for fd in (tun, wire, handoff):
+    for fd in (tun, wire, handoff, timer):
         epoll.register(fd, select.EPOLLIN)
-    for fd in (wake, _timer(limits.WAIT_NS)):
-        epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+    epoll.register(wake, select.EPOLLIN | select.EPOLLET)
     kept = os.dup(epoll.fileno())
     epoll.close()
     return kept

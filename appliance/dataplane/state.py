@@ -28,6 +28,7 @@ STATE = np.dtype(
         ("wire", "i8"),
         ("handoff", "i8"),
         ("epoll", "i8"),
+        ("timer", "i8"),
         ("port", "i8"),  # own tunnel port
         ("source_ports", "i8"),  # sending sockets in use; 0: send from the tunnel port
         ("udp_gso", "i8"),  # may trains be sent; cleared when the kernel says EIO
@@ -219,6 +220,7 @@ class Descriptors:
     sources: tuple[int, ...] = ()
     fragmenting: int = -1
     missed: int = -1
+    timer: int = -1  # wakes an idle worker (``sleep.timer``)
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def make(
 def _set_state(state: Any, settings: Settings, descriptors: Descriptors) -> None:
     state["index"], state["workers"] = settings.index, settings.workers
     state["tun"], state["wire"], state["handoff"] = descriptors.tun, descriptors.wire, descriptors.handoff
-    state["epoll"] = descriptors.epoll
+    state["epoll"], state["timer"] = descriptors.epoll, descriptors.timer
     state["port"], state["source_ports"] = settings.port, len(descriptors.sources)
     state["udp_gso"], state["coalesce"] = settings.udp_gso, settings.coalesce
     state["learn"], state["busy_ns"] = settings.learn, settings.busy_ns

@@ -275,4 +275,6 @@ def _ready(w, milliseconds):
             ready |= _WIRE_READY
         elif fd == w.state[0].handoff:
             ready |= _HANDED_READY
+        elif fd == w.state[0].timer:
+            libc.read(w.libc, fd, address_of(w.scratch, 0), 8)
     return np.int64(ready)

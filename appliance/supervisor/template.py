@@ -287,7 +287,8 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
         learn=spawn.learn,
         busy_ns=spawn.busy_ns,
     )
-    epoll = sleep.descriptor(named["tun"], named["wire"], named["handoff"], named["wake"])
+    timer = sleep.timer()
+    epoll = sleep.descriptor(named["tun"], named["wire"], named["handoff"], named["wake"], timer)
     descriptors = state.Descriptors(
         named["tun"],
         named["wire"],
@@ -296,6 +297,7 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
         sources,
         missed=named["missed"],
         fragmenting=named["fragmenting"],
+        timer=timer,
     )
     made = state.make(settings, descriptors, tables, records, counts, control, reports, clients)
     privileges.drop(spawn.uid, spawn.gid)

@@ -180,6 +180,7 @@ def test_a_supervisor_that_cannot_start_fails_up_with_its_log() -> None:
         (["status"], f"no lab {NAME!r}: start it with `appliance lab up`"),
         (["exec", "client1", "--", "true"], f"no lab {NAME!r}: start it with `appliance lab up`"),
     ],
+    ids=["nodes", "workers", "set", "status", "exec"],  # a name with our process number would differ between processes
 )
 def test_what_cannot_be_done_is_one_sentence_and_touches_nothing(arguments: list[str], complaint: str) -> None:
     done = lab_command(*arguments)

@@ -129,7 +129,7 @@ def test_what_a_process_leaves_behind_is_found_by_namespace_and_mark(namespace: 
     assert processes.members(LAB, [namespace]) == []
 
 
-@pytest.mark.parametrize("mark", [None, "another", LAB + "x"])
+@pytest.mark.parametrize("mark", [None, "another", LAB + "x"], ids=["none", "another", "longer"])
 def test_a_process_in_the_namespace_without_the_mark_is_a_stranger(namespace: str, mark: str | None) -> None:
     environment = {key: it for key, it in os.environ.items() if key != MARKER}
     if mark is not None:
