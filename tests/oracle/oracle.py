@@ -147,7 +147,7 @@ class Oracle:
     def __init__(self, world: World, rr_start: int = 0) -> None:
         self._balancer = Balancer(rr_start)
         self._flows = Flows()
-        self._now, self._epoch = START, 0
+        self._world, self._now, self._epoch = world, START, 0
         self._lives: dict[Address, tuple[int, str | None]] = {}
         self._waiting: dict[Address, Waiting] = {}
         self._refusals: list[Address] = []
@@ -159,9 +159,9 @@ class Oracle:
     # -- what happens to it --
 
     def learn(self, world: World) -> None:
-        """The tables are these from now on."""
+        """The tables are these from now on; the same once more is no other epoch."""
+        self._epoch += self._epoch == 0 or world != self._world
         self._world = world
-        self._epoch += 1
         self._hosts = {ip_address(host.address): host for host in world.hosts}
         self._services = {ip_address(service.address): service for service in world.services}
         self._ranges = [ip_network(text) for text in world.service_ranges]

@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from tests.dataplane.path import CompiledPath
-from tests.oracle.build import ACK, PSH
+from tests.oracle.build import ACK, PSH, tcp
 from tests.oracle.compare import check_from_wire, comparable, pieces, quotes_little
 from tests.oracle.model import Host, Outcome, Service, World
 from tests.oracle.oracle import Oracle
 from tests.oracle.packet import ERROR, WHOLE, DropError, Packet, read
 from tests.oracle.virtio import Vnet
 from tests.packets import fixture, strategies
-from tests.packets.fixture import Given, Step, Tun, Wire
+from tests.packets.fixture import Given, Learn, Step, Tun, Wire
 from tests.packets.fixtures.coalesce import Stream
 from tests.packets.fixtures.tso import data, tso
 from tests.packets.fixtures.uso import uso
@@ -99,8 +99,20 @@ def conversations(draw: st.DrawFn) -> tuple[World, int, list[Move]]:
     return world, draw(st.integers(0, 3)), draw(strategies.conversations(world))
 
 
+# The same tables once more, between a call to a node that has our address and its answer.
+TWIN = ("192.0.2.1", 50104)
+BEHIND_OUR_ADDRESS = World(
+    *OWN,
+    [Host("fc00::2", *OWN), Host("fc00::3", *TWIN, "fdff::3")],
+    [Service("fdff:2000::", "rr", ["fc00::3"], [1])],
+    ["fdff::/16"],
+)
+CALL = tcp("fc00::2", "fdff:2000::", 80, 80)
+
+
 @bounded(300)
 @given(conversations())
+@example((BEHIND_OUR_ADDRESS, 0, [Tun(CALL), Learn(BEHIND_OUR_ADDRESS), Answer(0, b"", False)]))
 def test_paths_agree(case: tuple[World, int, list[Move]]) -> None:
     """Any inputs one after the other: the oracle and the compiled path do the same."""
     world, start, moves = case
