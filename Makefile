@@ -21,7 +21,7 @@ lab: $(WARM) ## a cluster, two nodes, one service with an instance on each, a cl
 	$(BIN)/appliance lab demo
 
 test: $(WARM) ## all tests; those that need root are skipped, and counted, without it
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadscope
 
 check: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

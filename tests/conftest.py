@@ -7,8 +7,10 @@ from collections import Counter
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from appliance.config import Config
 from appliance.dataplane import cache as compiled
@@ -50,9 +52,26 @@ def missing_for_root() -> str | None:
 
 ROOT = Path(__file__).parent.parent
 
-MACHINE, PROCESSOR = "machine", "processor"
-"""Two groups that run side by side with `pytest -n 2 --dist loadgroup`: what waits on the kernel, brokers and clocks,
-and what only computes and gives way to it. Within a group one test follows another."""
+COMPUTING = (
+    "tests/packets/",
+    "tests/oracle/",
+    "tests/observe/test_trace.py",
+    *(f"tests/dataplane/test_{name}.py" for name in ("balance", "bounds", "probe", "worker")),
+)
+"""Tests that need nothing of the machine but a processor. With ``pytest -n 2 --dist loadscope`` they run one after
+another beside all others, which wait on the kernel, brokers and clocks and run one after another too, and give way."""
+
+
+class Groups(LoadScopeScheduling):
+    """The two groups, a process each."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "computing" if nodeid.startswith(COMPUTING) else "waiting"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:
+    """Groups instead of modules."""
+    return Groups(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,16 +83,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Beside other tests, one that only computes gives way."""
     if hasattr(item.config, "workerinput"):
-        niceness = 10 if item.get_closest_marker(PROCESSOR) else 0
+        niceness = 10 if item.nodeid.startswith(COMPUTING) else 0
         os.setpriority(os.PRIO_PROCESS, 0, niceness)
         with suppress(OSError):  # a kernel without autogroups has no such file
             Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests, and skips what is marked `root` where it cannot run."""
+    """Skips what is marked `root` where it cannot run."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(PROCESSOR if item.get_closest_marker(PROCESSOR) else MACHINE))
         if item.get_closest_marker("root") and (reason := missing_for_root()):
             item.add_marker(pytest.mark.skip(reason=reason))
 

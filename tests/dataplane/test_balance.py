@@ -15,8 +15,6 @@ from tests.dataplane.path import CompiledPath
 from tests.dataplane.test_worker import PLAIN, SECOND, TCP_ACK, TCP_RST, TCP_SYN, target, tcp, udp
 from tests.oracle.model import CLOSEST, LEAST_FLOWS, MAGLEV, ROUND_ROBIN, Host, Service, World
 
-pytestmark = pytest.mark.processor
-
 CLIENT, SERVICE = "10.18.0.2", "10.30.30.30"
 TEN = [f"10.18.0.{n}" for n in range(66, 76)]
 FLOWS = 10_000

@@ -10,11 +10,7 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import ROOT
-
-pytestmark = pytest.mark.processor
 
 TESTS = ["tests/packets/test_fixtures.py", "tests/dataplane/test_worker.py"]
 

@@ -11,8 +11,6 @@ from appliance.observe.counters import Count
 from tests.dataplane.path import CompiledPath
 from tests.dataplane.test_worker import CLIENT, udp, world
 
-pytestmark = pytest.mark.processor
-
 TOKEN = b"12345678"
 
 

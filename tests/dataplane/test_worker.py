@@ -18,8 +18,6 @@ from tests.dataplane.path import CAPACITY, CompiledPath
 from tests.oracle import build
 from tests.oracle.model import Host, Service, World
 
-pytestmark = pytest.mark.processor
-
 PLAIN = bytes(10)
 SERVICE = "10.30.30.30"
 CLIENT, NEAR, FAR, OTHER = "10.18.0.2", "10.18.0.3", "10.18.0.66", "10.18.0.130"

@@ -16,8 +16,6 @@ from tests.oracle.packet import ECHO, DropError, read
 from tests.oracle.segment import cut, finish
 from tests.oracle.virtio import DATA_VALID, GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, PLAIN, Vnet
 
-pytestmark = pytest.mark.processor
-
 A, B, C = "10.0.0.1", "10.0.0.2", "192.168.7.9"
 A6, B6, C6 = "fd00::1", "fd00::2", "2001:db8:ffff::7"
 

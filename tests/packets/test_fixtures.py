@@ -14,8 +14,6 @@ from tests.oracle.virtio import Vnet
 from tests.packets.fixture import DELIVERED, SENT, Fixture, Learn, Refuse, Step, Tun, Wire
 from tests.packets.fixtures import THEMES
 
-pytestmark = pytest.mark.processor
-
 EVERY = [
     pytest.param(fixture, id=f"{theme}: {fixture.sentence}")
     for theme, fixtures in THEMES.items()

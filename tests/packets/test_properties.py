@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
@@ -29,8 +28,6 @@ from tests.packets.fixtures.uso import uso
 from tests.packets.strategies import OWN, Answer, Complain, Move, Redial
 from tests.packets.test_fixtures import play
 from tests.packets.world import AWAY, FOUR, NEAR, SIX, WORLD
-
-pytestmark = pytest.mark.processor
 
 FACTOR = int(os.environ.get("PACKET_EXAMPLES", "1"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.supervisor.world import Node
 
 PLUGINS = "/usr/lib/cni"
-HIDE = "mount --make-rprivate /sys; umount /sys/fs/cgroup/unified 2> /dev/null; exec \"$@\""
+HIDE = 'mount --make-rprivate /sys; umount /sys/fs/cgroup/unified 2> /dev/null; exec "$@"'
 WITHOUT_HYBRID = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", HIDE, "-"]
 """crun refuses version 1 and 2 of cgroups side by side. /run/netns stays shared: the appliance opens what is there."""
 CONTAINERS = """

@@ -266,7 +266,6 @@ def test_buddy_blocks_never_overlap_and_merge_again() -> None:
     assert buddy.allocate(64) == 0
 
 
-
 @njit
 def node_of(records: Any, hi: int, lo: int) -> Any:
     return read.find_node(records[0], hi, lo)
