@@ -21,6 +21,8 @@ def record(api: Path, file: Path, seconds: int) -> None:
         done = subprocess.run(line, capture_output=True, text=True)
     except FileNotFoundError:
         raise ApiError(f"no {program}: expected py-spy, which is installed with the appliance") from None
+    if "No stack counts found" in done.stderr:
+        raise ApiError(f"the process did nothing in {seconds} s that a sample met")
     if done.returncode != 0:
         raise ApiError(f"py-spy: {done.stderr.strip() or 'it failed without a word'}")
 

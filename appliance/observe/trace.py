@@ -96,6 +96,8 @@ def trace(node: Node, question: Question) -> Answer:
     first = _run(node, question, owner, 0)
     record = None if sender else _flow_of(first.records, meaning)
     before = None if sender else _flow_of(node.flows[owner], meaning)
+    if before is not None and _is_chosen_anew(node, question, owner, before, first, meaning):
+        before = None
     candidates = _candidates(node, meaning) if before is None and record is not None else []
     certain = len(candidates) < 2 or _is_certain(node, question, owner, first, meaning)
     answer = Answer(
@@ -156,12 +158,24 @@ def _candidates(node: Node, meaning: Meaning | None) -> list[IPAddress]:
 
 def _is_certain(node: Node, question: Question, owner: int, first: Outcome, meaning: Meaning | None) -> bool:
     """Whether another turn would have brought the same instance: so for ``maglev``, ``sticky``, or one that is left."""
-    assert meaning is not None
-    if node.services[meaning.destination].policy not in _TAKES_TURNS:
-        return True
-    chosen = _target(_flow_of(first.records, meaning))
-    others = (_run(node, question, owner, turn).records for turn in (1, 2, 3))
-    return all(_target(_flow_of(records, meaning)) == chosen for records in others)
+    return len(set(_targets(node, question, owner, first, meaning))) == 1
+
+
+def _is_chosen_anew(
+    node: Node, question: Question, owner: int, before: Any, first: Outcome, meaning: Meaning | None
+) -> bool:
+    """Whether a flow that there is does not stay: its instance is gone, or the connection was over."""
+    return any(it != _target(before) for it in _targets(node, question, owner, first, meaning))
+
+
+def _targets(
+    node: Node, question: Question, owner: int, first: Outcome, meaning: Meaning | None
+) -> Iterator[tuple[int, int] | None]:
+    """Which instances some turns bring."""
+    yield _target(_flow_of(first.records, meaning))
+    service = None if meaning is None else node.services.get(meaning.destination)
+    if service is not None and service.policy in _TAKES_TURNS:
+        yield from (_target(_flow_of(_run(node, question, owner, turn).records, meaning)) for turn in (1, 2, 3))
 
 
 def _target(record: Any) -> tuple[int, int] | None:

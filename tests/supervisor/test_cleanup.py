@@ -81,7 +81,7 @@ def test_workers_without_template_and_supervisor_give_way(hub: World) -> None:
     kill(living["supervisor"], living["template"])
     assert alive(living["worker.0"])
     node.start()
-    assert not alive(living["worker.0"])
+    until(lambda: record.started(living["worker.0"]) == 0, "the old worker has ended")
     assert node.api.status()["workers"][0]["pid"] not in (0, living["worker.0"])
 
 

@@ -32,7 +32,7 @@ def test_workers_and_devices_go_on(hub: World, long: bool) -> None:
     before = workers(node)
     node.api.renew_workers()
     assert not set(workers(node)) & set(before)
-    assert not any(map(alive, before))
+    until(lambda: not any(map(alive, before)), "the old workers have ended, and were waited for", 30)
     assert node.stop() == 0
     until(lambda: not node.processes(), "a stop on purpose ends everything")
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -213,10 +215,29 @@ def test_doctor_finds_a_well_node_well_and_names_what_is_not(pair: Pair) -> None
     assert "no socket /none: the appliance is not running" in done.stdout
 
 
+@contextmanager
+def busy(node: Node) -> Iterator[None]:
+    """The supervisor has questions to answer, one after another."""
+    done = Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            node.api.status()
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield
+        finally:
+            done.set()
+            asking.result()
+
+
 def test_the_supervisors_profile_is_a_flame_graph_of_its_functions(pair: Pair, tmp_path: Path) -> None:
     file = tmp_path / "flame.svg"
     config = str(pair.two.directory / "appliance.toml")
-    command(pair.two, "profile", "supervisor", str(file), "--seconds", "1", "-c", config)
+    with busy(pair.two):
+        command(pair.two, "profile", "supervisor", str(file), "--seconds", "1", "-c", config)
     text = file.read_text()
     assert "<svg" in text
     assert "supervise" in text or "appliance" in text

@@ -6,6 +6,7 @@ datagrams.py send ADDRESS PORT SIZE COUNT N: N bursts of COUNT datagrams of SIZE
 and prints a JSON object: datagrams, repeated (bursts sent again), wrong (answers).
 """
 
+import errno
 import hashlib
 import json
 import socket
@@ -44,12 +45,16 @@ def exchange(talker: socket.socket, datagrams: list[bytes]) -> tuple[int, int]:
     expected = {it[:HEADER]: reply(it) for it in datagrams}
     wrong = 0
     for attempt in range(ATTEMPTS):
-        talker.send(b"".join(datagrams))
         try:
+            talker.send(b"".join(datagrams))
             while expected:
                 answer = talker.recv(65535)
                 wrong += answer != expected.pop(answer[:HEADER], answer)
         except TimeoutError:
+            continue
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:  # IPv6 tells a connected socket of the path's MTU (net/ipv6/udp.c)
+                raise
             continue
         return attempt, wrong
     raise TimeoutError(f"{len(expected)} datagrams were never answered")
