@@ -10,7 +10,8 @@ connection table, which a replacement does not touch.
 chain         hook           does
 ============  =============  =====================================================================================
 forged        prerouting     no container speaks as the node itself
-untracked     prerouting     keeps tunnel and overlay packets out of the connection table
+whole         prerouting     keeps overlay packets out of the connection table, and their fragments as they are
+untracked     prerouting     keeps tunnel packets out of it
 leaving       output         the same for what the node itself sends through the tunnel
 arriving      prerouting     node ports (``ports``)
 calling       output         the same for programs on the node
@@ -53,6 +54,9 @@ SLOTS: Final = 16
 """Turns among the containers that share a node port; with more containers than slots, some get none."""
 PRIORITY: Final = -95
 """After others, whose destination translation is at -100 (NF_IP_PRI_NAT_DST)."""
+BEFORE_DEFRAGMENTATION: Final = -450
+"""NF_IP_PRI_RAW_BEFORE_DEFRAG: at -400 the connection table puts fragments together, and a path that takes 1280 bytes
+would get packets of more (seen with IPv6, which does not cut them again)."""
 COMMENT: Final = "edge-appliance"
 """Marks our rules in others' chains."""
 _DROPPING: Final = frozenset(("drop", "reject"))
@@ -154,7 +158,9 @@ def _map_of(port: NodePort) -> str:
 def _chains(rules: Rules) -> Iterator[str]:
     ours = f"{{ {_quoted((rules.bridge, rules.tun))} }}"
     yield _chain("forged", "filter hook prerouting priority raw - 1", _forged(rules))
-    yield _chain("untracked", "filter hook prerouting priority raw", _untracked(rules))
+    yield _chain("whole", f"filter hook prerouting priority {BEFORE_DEFRAGMENTATION}", _overlay(rules))
+    arriving = f"udp dport {rules.tunnel_port} fib daddr type local notrack"
+    yield _chain("untracked", "filter hook prerouting priority raw", (arriving,))
     tunnel = f"udp dport {rules.tunnel_port} notrack", f"udp sport {rules.tunnel_port} notrack"
     yield _chain("leaving", "filter hook output priority raw", tunnel)
     yield _chain("ports", "", _look_ups())
@@ -178,8 +184,8 @@ def _forged(rules: Rules) -> Iterator[str]:
         yield f'iifname "{rules.bridge}" {_family(address)} saddr {address} drop'
 
 
-def _untracked(rules: Rules) -> Iterator[str]:
-    yield f"udp dport {rules.tunnel_port} fib daddr type local notrack"
+def _overlay(rules: Rules) -> Iterator[str]:
+    """By what every fragment has: one that is tracked and one that is not would never meet again."""
     for address in rules.ingress:
         yield f'iifname "{rules.tun}" {_family(address)} daddr {address} accept'
     yield f'iifname "{rules.tun}" notrack'
