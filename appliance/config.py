@@ -464,6 +464,17 @@ class Naming(Section):
     cache: int = _key(10000, "Their answers that are kept.", unit="answers", reloadable=True, ge=1, le=1_000_000)
 
 
+class Health(Section):
+    """Checks of the instances on this node, as their services' descriptors want them."""
+
+    commands: bool = _key(
+        False,
+        "Make checks that are commands (health.command). They run with this node's files and the appliance's rights: "
+        "whoever may deploy to the cluster, or is its broker, may run programs here. false: such a check is a bad one.",
+        reloadable=True,
+    )
+
+
 class Api(Section):
     """The local API that the commands of this node use."""
 
@@ -520,6 +531,7 @@ class Config(Section):
     tables: Tables = Tables()
     cluster: Cluster = Cluster()
     naming: Naming = Naming()
+    health: Health = Health()
     api: Api = Api()
     metrics: Metrics = Metrics()
     paths: Paths = Paths()

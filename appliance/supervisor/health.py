@@ -8,9 +8,10 @@ changes, and a container that comes or goes, changes the tasks (``changed``); on
 A check runs every ``interval`` seconds from the moment the container is there. ``rise`` good ones in a row make the
 instance good, ``fall`` bad ones bad (``Tally``, pure), and only that is told to the cluster, which tells all nodes.
 TCP and HTTP come from the node itself, over the bridge; a command runs in the container's network namespace with this
-node's files.
+node's files and our rights. The cluster says which, so the node has to permit it: ``health.commands``.
 
-A check that cannot be made (no such program, namespace gone) is a bad one. ``cancel`` ends what is under way.
+A check that cannot be made (no such program, namespace gone, a command that is not permitted) is a bad one. ``cancel``
+ends what is under way.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ import aiohttp
 
 from appliance.cluster.feed import Tables
 from appliance.cluster.messages import Health, TableQueryResult
+from appliance.config import Config
 from appliance.environment.attachment import Attachment
 from appliance.environment.manager import EnvironmentManager
 
 log = logging.getLogger(__name__)
 
 HTTP_GOOD: Final = range(200, 400)
+NOT_PERMITTED: Final = "health.commands: expected true in this node's configuration, as the check is a command"
 
 Report = Callable[[str, int, bool], object]
 """Takes a job, an instance's number, and whether it is good; gives what heard it, None if nobody did."""
@@ -61,11 +64,16 @@ class Tally:
 class Checks:
     """See the module."""
 
-    def __init__(self, environment: EnvironmentManager, report: Report) -> None:
+    def __init__(self, config: Config, environment: EnvironmentManager, report: Report) -> None:
+        self._permitted = config.health.commands
         self._environment = environment
         self._report = report
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._states: dict[Key, tuple[Tally, str]] = {}
+
+    def reconfigure(self, config: Config) -> None:
+        """Another configuration is in force, from each instance's next check on."""
+        self._permitted = config.health.commands
 
     def changed(self, tables: Tables) -> None:
         """These jobs are other ones now; so may be the containers."""
@@ -95,7 +103,7 @@ class Checks:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            reason = await why_bad(attachment, health)
+            reason = await why_bad(attachment, health, commands=self._permitted)
             self._states[attachment, health] = tally, reason
             if tally.count(is_good=not reason):
                 told = None
@@ -115,15 +123,15 @@ class Checks:
         }
 
 
-async def why_bad(attachment: Attachment, health: Health) -> str:
-    """One check: what is wrong with an instance; empty if nothing is."""
+async def why_bad(attachment: Attachment, health: Health, *, commands: bool) -> str:
+    """One check: what is wrong with an instance; empty if nothing is. ``commands``: whether they are permitted."""
     try:
         async with asyncio.timeout(health.timeout):
             if health.http is not None:
                 return await _http(attachment, health.http.port, health.http.path)
             if health.tcp is not None:
                 return await _tcp(attachment, health.tcp)
-            return await _command(attachment, health.command)
+            return await _command(attachment, health.command) if commands else NOT_PERMITTED
     except TimeoutError:
         return f"no answer within {health.timeout:g} s"
     except (OSError, aiohttp.ClientError, ValueError) as error:

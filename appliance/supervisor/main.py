@@ -64,10 +64,8 @@ from appliance.tables.layout import IPAddress
 from appliance.tables.publish import TableFullError
 
 if TYPE_CHECKING:
-    from appliance.supervisor.publication import Listener
-
-if TYPE_CHECKING:
     from appliance.supervisor.naming import Naming
+    from appliance.supervisor.publication import Listener
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -270,7 +268,7 @@ class Supervisor:
         from appliance.supervisor.ingress import Ingress
 
         self.ingress = Ingress(self.environment, self.membership, self.publication, self.catalogue, self.ports)
-        self.checks = Checks(self.environment, self.membership.checked)
+        self.checks = Checks(self.config, self.environment, self.membership.checked)
         self.listeners += [self.ingress.changed, self.checks.changed]
         self._stack.push_async_callback(self.ingress.stop)
         self._stack.push_async_callback(self.checks.stop)
@@ -496,6 +494,7 @@ class Supervisor:
             raise
         configure(self.config.log.level)
         await self.ports.reconfigure(self.config)
+        self.checks.reconfigure(self.config)
         if self.naming is not None:
             self.naming.reconfigure(self.config)
         self.last_error, self.reload_error, self.reloaded_at = "", "", time.time()

@@ -74,7 +74,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         made.hub.ip("addr", "add", "2001:db8::fe/64", "dev", "br0", "nodad")
         manager = made.manager()
         manager.deploy(JOB, 2)
-        nodes = [made.member(identity) for identity in IDS]
+        nodes = [made.member(identity, health={"commands": True}) for identity in IDS]
         for node in nodes:
             node.namespace.ip("addr", "add", f"{address(node, 6)}/64", "dev", "up0", "nodad")
             node.start()

@@ -1,13 +1,16 @@
 """Which ports a node opens for which services, and when an instance is good: decisions."""
 
+import asyncio
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.cluster.messages import TableQueryResult
+from appliance.cluster.messages import Health, TableQueryResult
+from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.firewall import NodePort, Target
-from appliance.supervisor.health import Tally
+from appliance.supervisor.health import NOT_PERMITTED, Tally, why_bad
 from appliance.supervisor.ingress import Here, needs_ingress, wanted
 
 ONE, TWO = "65f0000000000000000000a1", "65f0000000000000000000b2"
@@ -137,3 +140,11 @@ def test_only_a_change_is_told() -> None:
         False,
         True,
     ]
+
+
+def test_a_command_is_not_run_where_the_node_does_not_permit_it(tmp_path: Path) -> None:
+    here = Attachment("a.b.c.d", 0, "eth0", None, None, None, None, NetnsRef.by_path("/proc/self/ns/net"))
+    ran = tmp_path / "ran"
+    health = Health(command=("touch", str(ran)))
+    assert asyncio.run(why_bad(here, health, commands=False)) == NOT_PERMITTED
+    assert not ran.exists()
