@@ -19,12 +19,12 @@ next undeployment.
 """
 
 import errno
-import subprocess
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any, Final, Literal
 
 from pyroute2 import NetlinkError, netns
 
+from appliance.environment import nft
 from appliance.environment.attachment import NETNS_DIRECTORY, Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.namespace import Namespace, apart
@@ -37,7 +37,6 @@ GUEST_V4: Final = IPv4Interface("192.168.1.2/30")
 GATEWAY_V4: Final = IPv4Interface("192.168.1.1/30")
 GUEST_V6: Final = IPv6Interface("fd42:ea::2/126")
 GATEWAY_V6: Final = IPv6Interface("fd42:ea::1/126")
-NFT_TIMEOUT_S: Final = 10
 _UP: Final = 0x1
 _ALLMULTI: Final = 0x200  # IFF_ALLMULTI: a monitor does not tell which groups its guest joins, as IPv6 does
 
@@ -114,7 +113,8 @@ async def _nat(kernel: Kernel, attachment: Attachment) -> None:
             await kernel.ipr.addr("add", index=bridge, address=str(interface.ip), prefixlen=interface.network.prefixlen)
     kernel.set_sysctl("net/ipv4/ip_forward", "1")
     kernel.set_sysctl("net/ipv6/conf/all/forwarding", "1")
-    _nft(kernel, rules(attachment))
+    with kernel.entered():
+        await nft.apply(rules(attachment))
 
 
 async def _macvtap(kernel: Kernel, attachment: Attachment) -> None:
@@ -146,16 +146,3 @@ def rules(attachment: Attachment) -> str:
         f"  chain back {{\n    type nat hook prerouting priority dstnat;\n{back}\n  }}\n"
         f"  chain out {{\n    type nat hook postrouting priority srcnat;\n{out}\n  }}\n}}\n"
     )
-
-
-def _nft(kernel: Kernel, text: str) -> None:
-    """Hands rules to the kernel. Raises EnvironmentError_ if it, or nft, refuses."""
-    with kernel.entered():
-        try:
-            done = subprocess.run(
-                ["nft", "-f", "-"], input=text, capture_output=True, text=True, timeout=NFT_TIMEOUT_S
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise EnvironmentError_(f"guest: expected nft (nftables), got: {error}") from error
-    if done.returncode != 0:
-        raise EnvironmentError_(f"guest: nft refuses: {' '.join(done.stderr.split())}")

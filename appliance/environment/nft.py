@@ -1,7 +1,7 @@
 """Carries nft scripts out, reads rule sets, and forgets connections: the programs ``nft`` and ``conntrack``.
 
 ``nft`` is the kernel's rules' own front end (libnftables); each script is one transaction, all of it or nothing. Both
-run in the namespace of the calling thread's process. Raises EnvironmentError_ where a program is missing or refuses.
+run in the namespace of the calling thread. Raises EnvironmentError_ where a program is missing or refuses.
 """
 
 from __future__ import annotations
@@ -95,9 +95,11 @@ async def _run(*command: str, text: str = "", good: tuple[int, ...] = (0,)) -> s
     try:
         out, problem = await asyncio.wait_for(process.communicate(text.encode() or None), TIMEOUT_S)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise EnvironmentError_(f"{command[0]}: expected an answer within {TIMEOUT_S:g} s") from None
+    finally:
+        if process.returncode is None:  # too slow, or nobody waits any more
+            process.kill()
+            await process.wait()
     if process.returncode not in good:
         raise EnvironmentError_(f"{command[0]}: {' '.join(problem.decode(errors='replace').split())[:400]}")
     return out.decode()
