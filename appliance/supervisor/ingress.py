@@ -138,6 +138,7 @@ class Ingress:
         self._opened: list[NodePort] = []
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Opens what is known, and follows what changes."""
@@ -149,6 +150,8 @@ class Ingress:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._again is not None:
+            self._again.cancel()
 
     def changed(self, tables: Tables) -> None:
         """These jobs are other ones now."""
@@ -170,11 +173,15 @@ class Ingress:
             except Exception:
                 log.exception("exposed ports are not as wanted")
                 self._refused = {"all": "see the log"}
+            if self._again is not None:
+                self._again.cancel()  # each of them would begin its own series
+                self._again = None
             if self._refused:
-                asyncio.get_running_loop().call_later(AGAIN_S, self._asked.set)
+                self._again = asyncio.get_running_loop().call_later(AGAIN_S, self._asked.set)
 
     async def _update(self) -> None:
-        jobs = [result for name in sorted(self._with_ports) if (result := self._publication.jobs.get(name)) is not None]
+        known = self._publication.jobs  # one copy of everything
+        jobs = [result for name in sorted(self._with_ports) if (result := known.get(name)) is not None]
         here = self._here()
         await self._announce(needed=needs_ingress(jobs, here))
         found = wanted(jobs, here)
