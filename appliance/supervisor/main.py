@@ -362,7 +362,7 @@ class Supervisor:
         self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping], interface: str
     ) -> Attachment:
         """On the bridge with all its ports; or as before."""
-        before, known = self.ports.reserve(service, instance, ports), self._known(service, instance)
+        before, known = await self.ports.reserve(service, instance, ports), self._known(service, instance)
         try:
             attachment = await self.environment.attach(service, instance, netns, interface)
             await self.ports.put(attachment, before)
@@ -539,8 +539,8 @@ async def _serve(config: Config, path: Path) -> bool:
         loop.add_signal_handler(number, stop.set)
     _reap_inherited(loop)
     loop.add_signal_handler(signal.SIGUSR2, lambda: supervisor.leave(again=False))
-    loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(supervisor)))
     starting = asyncio.ensure_future(supervisor.start())
+    loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(supervisor, starting)))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -579,7 +579,11 @@ def _reap(loop: asyncio.AbstractEventLoop, pid: int, pidfd: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-async def _reload(supervisor: Supervisor) -> None:
+async def _reload(supervisor: Supervisor, starting: asyncio.Future[None]) -> None:
+    """Not before the start is done, of which each part has read the configuration at another moment."""
+    await asyncio.wait({starting})
+    if starting.cancelled() or starting.exception() is not None:
+        return
     supervisor.systemd.reloading()
     try:
         log.info("reloaded", extra={"changed": await supervisor.reload()})

@@ -18,7 +18,7 @@ compared with what it was made, and made again if it differs, as after ``nft flu
 forward chains that drop by default the rules that accept our links.
 
 If ``nft`` is missing or refuses, containers are attached nevertheless, unless they want ports; ``last_error`` says why,
-and with the next change it is tried again.
+and it is tried again with the next change, and every ``AGAIN_S`` seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from appliance.environment.addresses import IPAddress, ingress_of
 from appliance.environment.attachment import Attachment
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.firewall import NodePort, Protocol, Rules, Target
-from appliance.environment.listeners import holder, listeners
+from appliance.environment.listeners import Listener, holder, listeners
 from appliance.environment.manager import EnvironmentManager
 from appliance.environment.portmap import PortMapping
 
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 0.3
 """Seconds from a change of the kernel's rules to the look at ours: a firewall reloads in several steps."""
+AGAIN_S: Final = 5.0
+"""Seconds until what failed is tried again."""
 _NETLINK_NETFILTER: Final = 12
 _NFNLGRP_NFTABLES: Final = 7
 _READ: Final = 65536
@@ -63,6 +65,7 @@ class Ports:
         self._found: list[NodePort] = []
         self._exposed: tuple[NodePort, ...] = ()
         self._with_ingress = False
+        self._is_withdrawing = False
         self._lock = asyncio.Lock()
         self._asked = self._done = 0
         self._is_started = False
@@ -88,6 +91,7 @@ class Ports:
 
     async def stop(self) -> None:
         """Ends watching; the rules stay, as the containers do."""
+        self._is_started = False
         if self._look is not None:
             self._look.cancel()
         if self._socket is not None:
@@ -98,19 +102,23 @@ class Ports:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def reconfigure(self, config: Config) -> None:
-        """Another configuration is in force."""
-        self._config = config
-        if not config.firewall.accept:
-            await _withdraw()
+        """Another configuration is in force; before ``start`` it is only noted, as the mappings are not known yet."""
+        before, self._config = self._config.firewall, config
+        if not self._is_started:
+            return
         await self.apply_or_log()
+        if before.accept != config.firewall.accept:
+            self._is_withdrawing = before.accept
+            await self._accept_or_log()
 
     # --- containers ------------------------------------------------------------------------------------------------
 
-    def reserve(self, service: str, instance: int, mappings: Mappings) -> tuple[PortMapping, ...]:
+    async def reserve(self, service: str, instance: int, mappings: Mappings) -> tuple[PortMapping, ...]:
         """Holds the ports for a container, whatever it had; gives what that was. Raises EnvironmentError_ if one
         cannot be had: then nothing has changed."""
         veth = names.veth_name(service, instance)
-        self._check(veth, mappings)
+        listening = await _listening() if mappings else []
+        self._check(veth, mappings, listening)
         before = self._mapped.get(veth, ())
         self._keep(veth, mappings)
         return before
@@ -151,10 +159,9 @@ class Ports:
         if mappings:
             self._mapped[veth] = tuple(mappings)
 
-    def _check(self, veth: str, mappings: Mappings) -> None:
+    def _check(self, veth: str, mappings: Mappings, listening: list[Listener]) -> None:
         self._claim()
         others = {(it.protocol, it.host): name for name, own in self._mapped.items() for it in own if name != veth}
-        listening = listeners() if mappings else []
         for it in mappings:
             if (it.protocol, it.host) in others:
                 raise EnvironmentError_(f"portMappings: expected a free port, {_text(it)} is another container's")
@@ -177,8 +184,10 @@ class Ports:
 
     async def expose(self, ports: Sequence[NodePort], *, with_ingress: bool) -> dict[tuple[Protocol, int], str]:
         """These are the exposed services' ports, except those that somebody has: gives who, by port."""
+        listening = await _listening() if ports else []
         self._claim()
-        taken = {key: why for it in ports if (why := self._why_taken(key := (it.protocol, it.port), it)) is not None}
+        reasons = (((it.protocol, it.port), self._why_taken(it, listening)) for it in ports)
+        taken = {key: why for key, why in reasons if why is not None}
         wanted = tuple(it for it in ports if (it.protocol, it.port) not in taken)
         if (wanted, with_ingress) != (self._exposed, self._with_ingress):
             gone = [it for it in self._exposed if it not in wanted and it.protocol == "udp"]
@@ -188,12 +197,13 @@ class Ports:
                 await nft.forget(it.protocol, it.targets)
         return taken
 
-    def _why_taken(self, key: tuple[Protocol, int], port: NodePort) -> str | None:
+    def _why_taken(self, port: NodePort, listening: list[Listener]) -> str | None:
+        key = port.protocol, port.port
         if any((it.protocol, it.host) == key for own in self._mapped.values() for it in own):
             return "a container has the port"
         if key == ("udp", self._config.tunnel.port):
             return "it is the tunnel's own port"
-        found = holder(*key, port.address, listeners())
+        found = holder(*key, port.address, listening)
         return None if found is None else f"somebody listens on {found.address}"
 
     # --- the table -------------------------------------------------------------------------------------------------
@@ -272,8 +282,11 @@ class Ports:
         self.last_error = ""
 
     def _failed(self, error: EnvironmentError_) -> None:
+        if self.last_error != str(error):
+            log.error("rules are not in force", extra={"error": str(error)})
         self.last_error = str(error)
-        log.error("rules are not in force", extra={"error": str(error)})
+        if self._is_started:
+            self._soon(AGAIN_S)
 
     # --- what others do --------------------------------------------------------------------------------------------
 
@@ -294,9 +307,14 @@ class Ports:
             self.counters["events_lost"] += 1
         self._soon()
 
-    def _soon(self) -> None:
-        if self._look is None:
-            self._look = asyncio.get_running_loop().call_later(SETTLE_S, self._begin_look)
+    def _soon(self, delay: float = SETTLE_S) -> None:
+        """Have a look by then; the sooner of two."""
+        loop = asyncio.get_running_loop()
+        if self._look is not None:
+            if self._look.when() <= loop.time() + delay:
+                return
+            self._look.cancel()
+        self._look = loop.call_later(delay, self._begin_look)
 
     def _begin_look(self) -> None:
         self._look = None
@@ -305,10 +323,12 @@ class Ports:
         task.add_done_callback(self._tasks.discard)
 
     async def _compare(self) -> None:
-        """Makes the table again if somebody changed it, and has our links accepted where others drop."""
+        """Makes the table again if that failed or somebody changed it, and has our links accepted where others drop."""
         try:
             async with self._lock:
-                if _lines(await nft.table(self._table)) != _lines(self._listed):
+                if self.last_error:
+                    await self._make()
+                elif _lines(await nft.table(self._table)) != _lines(self._listed):
                     self.counters["restored"] += 1
                     log.warning("somebody changed our rules, made again")
                     await self._make()
@@ -316,7 +336,18 @@ class Ports:
         except EnvironmentError_ as error:
             self._failed(error)
 
+    async def _accept_or_log(self) -> None:
+        try:
+            async with self._lock:
+                await self._accept()
+        except EnvironmentError_ as error:
+            self._failed(error)
+
     async def _accept(self) -> None:
+        """Our rules in others' chains: where they are needed, or none any more."""
+        if self._is_withdrawing:
+            await _withdraw()
+            self._is_withdrawing = False
         script = firewall.acceptance(await nft.ruleset(), self.rules()) if self._config.firewall.accept else ""
         if script:
             await nft.apply(script)
@@ -337,6 +368,11 @@ class Ports:
 def _lines(listing: str | None) -> list[str]:
     """What a listing says; the kernel keeps the elements of a map in no order."""
     return sorted(line.strip(" \t,{}") for line in (listing or "").replace("elements = {", "").splitlines())
+
+
+async def _listening() -> list[Listener]:
+    """Who listens on the node. With many sockets the kernel takes its time to tell, in which the event loop goes on."""
+    return await asyncio.to_thread(listeners)
 
 
 def _text(mapping: PortMapping) -> str:
