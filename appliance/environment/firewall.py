@@ -168,8 +168,9 @@ def _chains(rules: Rules) -> Iterator[str]:
     yield _chain("calling", f"nat hook output priority {PRIORITY}", ("jump ports",))
     asked = (f'iifname "{rules.tun}" {_family(it)} daddr {it} drop' for it in rules.ingress)
     yield _chain("unasked", "filter hook prerouting priority filter", asked)
-    passing = f"iifname != {ours} oifname {ours} ct state new ct status ! dnat drop"
-    yield _chain("passing", "filter hook forward priority filter", (passing,))
+    entering = f"iifname != {ours} oifname {ours} ct state"
+    passing = f"{entering} new ct status ! dnat drop", f"{entering} {{ invalid, untracked }} drop"
+    yield _chain("passing", "filter hook forward priority filter", passing)
     yield _chain("translated", "nat hook postrouting priority srcnat + 5", _translated(rules, ours))
 
 

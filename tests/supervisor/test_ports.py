@@ -196,8 +196,23 @@ def test_containers_are_reached_through_node_ports_alone(scene: Scene) -> None:
     scene.outside.ip("route", "add", "10.18.0.0/26", "via", NODE[4])
     try:
         assert call(scene.outside, "tcp", inside, 80, 0.3) is None
+        with untracked(scene.node.namespace, "10.18.0.0/26"):
+            assert call(scene.outside, "tcp", inside, 80, 0.3) is None, "also what the connection table does not know"
+            assert call(scene.outside, "udp", inside, 80, 0.3) is None
     finally:
         scene.outside.ip("route", "del", "10.18.0.0/26")
+
+
+@contextmanager
+def untracked(namespace: Netns, network: str) -> Iterator[None]:
+    """Somebody keeps these packets out of the connection table while the block runs."""
+    rules = f"ip daddr {network} notrack; ip saddr {network} notrack;"
+    head = "type filter hook prerouting priority raw;"
+    namespace.command("nft", f"table ip theirs {{ chain c {{ {head} {rules} }}; }}")
+    try:
+        yield
+    finally:
+        namespace.command("nft", "delete table ip theirs")
 
 
 def test_egress_by_several_uplinks_and_off(scene: Scene) -> None:
