@@ -184,11 +184,11 @@ class Api:
         return _reply({**self._supervisor.told(attachment), "guest": guest}, 201)
 
     async def detach_guest(self, request: web.Request) -> web.Response:
-        """Take one off the bridge, and its namespace away; 404 if it was not on it."""
+        """Take one off the bridge, and its namespace away; 404 if it was not on it, as a container is not."""
         names = request.match_info
         wanted = InstanceRequest.model_validate({"service": names["service"], "instance": names["instance"]})
         if not await self._supervisor.detach_guest(wanted.service, wanted.instance):
-            return _refuse(f"service, instance: {wanted.service} {wanted.instance} is not attached", 404)
+            return _refuse(f"service, instance: {wanted.service} {wanted.instance} is not attached as a guest", 404)
         return web.Response(status=204)
 
     async def attachment(self, request: web.Request) -> web.Response:

@@ -361,7 +361,7 @@ class Supervisor:
     async def _attach(
         self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping], interface: str
     ) -> Attachment:
-        """On the bridge with all its ports; or as before."""
+        """On the bridge with all its ports; or as before, or, where what was there is lost, gone for everybody."""
         before, known = await self.ports.reserve(service, instance, ports), self._known(service, instance)
         try:
             attachment = await self.environment.attach(service, instance, netns, interface)
@@ -370,6 +370,8 @@ class Supervisor:
             await self.ports.drop(service, instance, before)
             if not known:
                 await self.environment.detach(service, instance)
+            elif not self._known(service, instance):
+                await self.attachment_gone(known[0])
             raise
         return attachment
 
@@ -385,27 +387,32 @@ class Supervisor:
         self, service: str, instance: int, ports: Sequence[PortMapping] = ()
     ) -> tuple[Attachment, dict[str, str]]:
         """Make a namespace for a unikernel or virtual machine, put it on the bridge, and announce it; what its guest
-        is to be told. If it fails nothing is left. Raises as ``attach`` does."""
+        is to be told. If it fails nothing is left, except of what was attached before. Raises as ``attach`` does."""
         from appliance.environment import guest
 
         check_job(service)
-        name = guest.namespace_name(service, instance)
+        name, known = guest.namespace_name(service, instance), self._known(service, instance)
         try:
             attachment = await self.attach(service, instance, await guest.make_namespace(name), ports)
             return attachment, await guest.build(attachment, self.config.network.guest)
         except BaseException:
-            await self.detach(service, instance)
-            await guest.remove_namespace(name)
+            if not known:
+                await self.detach(service, instance)
+            if not any(map(guest.is_guest, (*known, *self._known(service, instance)))):
+                await guest.remove_namespace(name)
             raise
 
     async def detach_guest(self, service: str, instance: int) -> bool:
-        """Take a unikernel or virtual machine off the bridge, and its namespace away; False if it was not on it.
+        """Take a unikernel or virtual machine off the bridge, and its namespace away; False if it was not on it, or is
+        neither: then nothing is done.
 
         Raises MessageError or EnvironmentError_.
         """
         from appliance.environment import guest
 
         check_job(service)
+        if not all(map(guest.is_guest, self._known(service, instance))):
+            return False
         found = await self.detach(service, instance)
         await guest.remove_namespace(guest.namespace_name(service, instance))
         return found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.client import ApiError
 from appliance.environment import guest as layout
 from appliance.environment.attachment import Attachment, NetnsRef
 from tests.environment.netns import Netns
@@ -91,6 +92,29 @@ def test_the_namespace_of_a_guest(pair: Pair, service: str) -> None:
     pair.one.api.detach_guest(JOB, 0)
     assert not Path("/run/netns", service).exists()
     until(lambda: not pair.is_up(JOB), "the cluster has it no more")
+
+
+@pytest.mark.root
+def test_a_container_is_no_guest(pair: Pair) -> None:
+    with pair.service() as container:
+        with pytest.raises(ApiError, match=f"{container.job} 0 is not attached as a guest"):
+            pair.one.api.detach_guest(container.job, 0)
+        assert container.job in {it["service"] for it in pair.one.api.attachments()}
+
+
+@pytest.mark.root
+def test_an_attachment_that_is_lost_when_it_is_repeated_is_withdrawn(pair: Pair) -> None:
+    with pair.service() as container:
+        pair.one.api.attach(container.job, 0, {"netns": container.container.name}, "8080:80")
+        with pytest.raises(ApiError, match="interface: expected eth0"):
+            pair.one.api.attach(
+                container.job, 0, {"netns": container.container.name, "interface": "other0"}, "8080:80;8081:81"
+            )
+        assert container.job not in {it["service"] for it in pair.one.api.attachments()}
+        until(lambda: not pair.is_up(container.job), "the cluster has it no more")
+        assert pair.one.api.status()["firewall"]["ports"] == 0
+        pair.one.api.attach(container.job, 0, {"netns": container.container.name}, "8080:80")
+        until(lambda: pair.is_up(container.job), "it is back")
 
 
 @pytest.mark.root
