@@ -255,9 +255,11 @@ class Supervisor:
         return left, verdict.step
 
     def _start_naming(self) -> None:
-        from appliance.supervisor.naming import Naming
+        from appliance.supervisor.naming import Naming, dismiss
 
-        if self.config.naming.enabled:
+        if not self.config.naming.enabled:
+            dismiss(self.config.paths.runtime)
+        else:
             self.naming = Naming(self.config, self.publication, self.membership, self.environment, self.pool.kill)
             self.naming.on_process = lambda pid: self.record.put(record.RESOLVER, pid)
             self._stack.push_async_callback(self.naming.stop)

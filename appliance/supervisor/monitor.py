@@ -37,8 +37,8 @@ class Monitor:
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def healthz(self, _request: web.Request) -> web.Response:
-        """200 if all workers run; 503 with the reasons if a restart may help."""
-        return _verdict((await picture.status(self._supervisor))["ill"])
+        """200 if all workers run; 503 with the reasons if a restart may help. Waits for nobody."""
+        return _verdict(picture.why_ill(picture.workers(self._supervisor)))
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """200 if containers can be served here; 503 with the reasons."""

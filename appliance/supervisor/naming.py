@@ -28,6 +28,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final
 
 from appliance import privileges
@@ -59,6 +60,8 @@ NEEDS_S: Final = 3.0
 """Seconds between two looks at what the instances here are going to call."""
 CONTROL: Final = "resolver.sock"
 LEAVE: Final = b"leave"
+LEAVE_S: Final = 1.0
+"""Seconds in which a resolver takes that; one that hangs has a full queue."""
 READ: Final = 1 << 18
 
 
@@ -245,7 +248,8 @@ class Naming:
             self._stream = None
             stream.close()
             for reply in self._replies.values():
-                reply.cancel()
+                if not reply.done():
+                    reply.set_exception(StartError("naming: expected a resolver that is running"))
             self._replies.clear()
 
     async def attached(self, attachment: Attachment) -> None:
@@ -389,10 +393,13 @@ class Naming:
         if not self.ready.is_set():
             raise StartError("naming: expected a resolver that is running")
         self._number += 1
-        reply = asyncio.get_running_loop().create_future()
-        self._replies[self._number] = reply
-        self._say({name: self._number if value is None else value for name, value in message.items()})
-        answer = await asyncio.wait_for(reply, REPLY_S)
+        number, reply = self._number, asyncio.get_running_loop().create_future()
+        self._replies[number] = reply
+        self._say({name: number if value is None else value for name, value in message.items()})
+        try:
+            answer = await asyncio.wait_for(reply, REPLY_S)
+        finally:
+            self._replies.pop(number, None)
         return dict(answer[key])
 
     async def explain(self, name: str) -> dict[str, Any]:
@@ -400,14 +407,14 @@ class Naming:
         return await self._question({"explain": name, "id": None}, "explained")
 
     async def status(self) -> dict[str, Any]:
-        """What operators see."""
+        """What operators see. One that does not answer in time is not ready, whatever it said before."""
         process = self._process
         said: dict[str, Any] = {"ready": self.ready.is_set(), "restarts": max(0, self.restarts)}
         said |= {"pid": process.pid if process else 0, "last_error": self.last_error}
         try:
             return {**said, "counters": await self._question({"status": None}, "counters")}
-        except (StartError, TimeoutError, asyncio.CancelledError):
-            return {**said, "counters": {}}
+        except (StartError, TimeoutError):
+            return {**said, "ready": False, "counters": {}}
 
     # --- what the instances here are going to call ------------------------------------------------------------------
 
@@ -440,6 +447,16 @@ class Naming:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("naming: a task ended", exc_info=error)
+
+
+def dismiss(runtime: Path) -> None:
+    """Tells the resolver of an earlier supervisor to leave, where there is to be none; nothing if there is none."""
+    control = runtime / CONTROL
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as old:
+        old.settimeout(LEAVE_S)
+        old.connect(str(control))
+        old.send(LEAVE)
+    control.unlink(missing_ok=True)
 
 
 def has_mdns(naming: NamingConfig) -> bool:

@@ -20,6 +20,8 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 LISTEN_FDS_START: Final = 3
+PATIENCE_S: Final = 1.0
+"""Seconds that a datagram waits for room in systemd's queue; the event loop waits too."""
 
 
 class Systemd:
@@ -44,6 +46,7 @@ class Systemd:
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(PATIENCE_S)
                 sock.connect(address)
                 socket.send_fds(sock, ["\n".join(lines).encode()], list(descriptors))
         except OSError as error:

@@ -133,3 +133,14 @@ def test_descriptors_for_another_process_are_not_taken() -> None:
 def test_without_systemd_nothing_is_said() -> None:
     Systemd({}).say("READY=1")
     Systemd({"NOTIFY_SOCKET": "/nowhere/notify"}).say("READY=1")  # and one that is gone costs nothing
+
+
+def test_a_systemd_that_does_not_read_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("appliance.supervisor.notify.PATIENCE_S", 0.001)
+    systemd = Systemd({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as there:
+        there.bind(str(tmp_path / "notify"))
+        while "systemd does not listen" not in caplog.text:
+            systemd.say("WATCHDOG=1")

@@ -95,6 +95,15 @@ def test_names_outlive_their_supervisor_and_the_next_one_takes_over(hub: World) 
     assert dig(container, gateway, "web.test.app.ns.local") == [RR]
 
 
+def test_a_resolver_that_is_not_wanted_any_more_leaves(hub: World) -> None:
+    node, _, _ = unit(hub)
+    assert len(node.resolvers()) == 1
+    node.stop(signal.SIGUSR2)
+    node.settings["naming"] = {"enabled": False}
+    node.start()
+    until(lambda: node.resolvers() == [], "it leaves")
+
+
 def test_a_named_container_finds_names_by_their_first_label(hub: World) -> None:
     node, container, gateway = unit(hub)
     file = Path("/etc/netns") / container.name / "resolv.conf"

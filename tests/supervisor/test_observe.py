@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.client import ApiError
 from appliance.observe import packets
+from appliance.supervisor.naming import REPLY_S
 from tests.conftest import ROOT
 from tests.environment.netns import Netns
 from tests.supervisor.pair import METRICS_PORT, Pair
@@ -71,6 +74,21 @@ def test_health_and_readiness(pair: Pair) -> None:
     for path in ("/healthz", "/readyz"):
         assert page(pair, pair.one, path) == (200, b'{"ok":true,"reasons":[]}')
     assert page(pair, pair.one, "/v1/status")[0] == 404, "only what changes nothing is at this port"
+
+
+def test_a_resolver_that_hangs_is_told_and_not_waited_for(pair: Pair) -> None:
+    until(lambda: page(pair, pair.one, "/readyz")[0] == 200, "the resolver answers")
+    (resolver,) = pair.one.resolvers()
+    os.kill(resolver, signal.SIGSTOP)
+    try:
+        status, body = page(pair, pair.one, "/readyz")
+        assert (status, json.loads(body)["reasons"]) == (503, ["the resolver does not answer"])
+        began = time.monotonic()
+        assert page(pair, pair.one, "/healthz")[0] == 200
+        assert time.monotonic() - began < REPLY_S
+    finally:
+        os.kill(resolver, signal.SIGCONT)
+    until(lambda: page(pair, pair.one, "/readyz")[0] == 200, "it answers again")
 
 
 def test_a_dropped_packet_is_counted_where_operators_look(pair: Pair) -> None:
