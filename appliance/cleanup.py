@@ -18,7 +18,7 @@ from typing import Final
 
 from appliance.cluster import store
 from appliance.config import Config
-from appliance.environment import nft, work
+from appliance.environment import guest, nft, work
 from appliance.environment.attachment import Record
 from appliance.environment.manager import node_wanted
 from appliance.environment.plan import describe
@@ -28,6 +28,8 @@ from appliance.supervisor.errors import StartError
 
 STATE: Final = (store.TABLES, store.SUBNETWORK, identity.FILE)
 RUNTIME: Final = (estate.SOCKET, naming.CONTROL, record.FILE)
+CNI: Final = "cni"
+"""What the CNI plugin notes of each attachment, by network (``runtimes.cni.STATE``), in ``paths.runtime``."""
 
 
 def processes(config: Config) -> list[str]:
@@ -53,8 +55,10 @@ def everything(config: Config, *, purge: bool) -> list[str]:
     removed += asyncio.run(_rules(config))
     runtime = config.paths.runtime
     sockets = [path for path in (config.api.socket, config.api.nodeengine) if path]
-    removed += _files([*sockets, *_with_new(runtime, RUNTIME)])
-    removed += _directories([runtime, *(path.parent for path in sockets)])
+    networks = [path for path in (runtime / CNI).glob("*") if path.is_dir()]
+    noted = [path for it in networks for path in it.iterdir() if path.is_file()]
+    removed += _files([*sockets, *_with_new(runtime, RUNTIME), *noted])
+    removed += _directories([*networks, runtime / CNI, runtime, *(path.parent for path in sockets)])
     if purge:
         removed += _files(_with_new(config.paths.state, STATE))
         for directory in sorted(config.paths.cache.glob("numba-*")):
@@ -65,13 +69,16 @@ def everything(config: Config, *, purge: bool) -> list[str]:
 
 
 async def _environment(config: Config) -> list[str]:
-    """Links, addresses and routes, and what containers were told of our resolver."""
+    """Links, addresses and routes, guests' namespaces, and what containers were told of our resolver."""
     links, commands = await work.remove(node_wanted(config), lambda _: None)
     records = [it for link in links if (it := Record.decode(link.alias)) is not None]
     files = [file for it in records if (file := resolv.path(it)) is not None and file.exists() and resolv.is_ours(file)]
     for file in files:
         resolv.remove(file)
-    return [*map(describe, commands), *(f"file {file}" for file in files)]
+    guests = [it.netns.value for it in records if guest.is_guest(it)]
+    for name in guests:
+        await guest.remove_namespace(name)
+    return [*map(describe, commands), *(f"file {file}" for file in files), *(f"namespace {name}" for name in guests)]
 
 
 async def _rules(config: Config) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 from pyroute2 import NetlinkError, netns
 
 from appliance.environment import nft
-from appliance.environment.attachment import NETNS_DIRECTORY, Attachment, NetnsRef
+from appliance.environment.attachment import NETNS_DIRECTORY, Attachment, NetnsRef, Record
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.namespace import Namespace, apart
 from appliance.environment.netlink import Kernel, reason
@@ -46,7 +46,7 @@ def namespace_name(service: str, instance: int) -> str:
     return f"{service}.instance.{instance}"
 
 
-def is_guest(attachment: Attachment) -> bool:
+def is_guest(attachment: Attachment | Record) -> bool:
     """Whether an attachment is in a namespace that was made here."""
     return attachment.netns == NetnsRef.by_name(namespace_name(attachment.service, attachment.instance))
 

@@ -85,6 +85,29 @@ def test_workers_without_template_and_supervisor_give_way(hub: World) -> None:
     assert node.api.status()["workers"][0]["pid"] not in (0, living["worker.0"])
 
 
+def test_a_guests_namespace_and_what_the_cni_plugin_noted_go_too(hub: World) -> None:
+    guest, network = f"{JOB}.instance.7", "edge"
+    container = hub.container()
+    node = hub.node(network={"subnet_v4": "10.18.0.0/26"})
+    subprocess.run(["ip", "netns", "add", guest], check=True)
+    try:
+        node.start()
+        node.api.attach(JOB, 7, {"netns": guest})
+        node.api.attach(JOB, 8, {"netns": container.name})
+        noted = node.directory / "run" / "cni" / network / "0123:eth0"
+        noted.parent.mkdir(parents=True)
+        noted.write_text("{}")
+        node.stop(signal.SIGKILL)
+        status, removed, error = cleanup(node)
+        assert status == 0, error
+        assert {f"namespace {guest}", f"file {noted}"} <= set(removed)
+        assert not Path("/run/netns", guest).exists()
+        assert Path("/run/netns", container.name).exists(), "that is somebody else's"
+        assert not (node.directory / "run").exists()
+    finally:
+        subprocess.run(["ip", "netns", "del", guest], check=False, capture_output=True)
+
+
 def test_what_others_made_stays(hub: World) -> None:
     node = hub.node(network={"subnet_v4": "10.18.0.0/26"}).start()
     theirs = node.directory / "run" / "theirs"
