@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "naming.upstreams": ["192.0.2.53"],
     "naming.upstream_timeout": 7,
     "naming.cache": 7,
+    "health.commands": True,
     "log.level": "debug",
 }
 """Another value of each reloadable key."""
