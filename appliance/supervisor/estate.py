@@ -7,8 +7,8 @@ about each, by name: the worker template (``supervisor.template``), always, and 
 keep duplicates, so it does not matter who dies first. A new template is told everything again.
 
 *The next supervisor* asks the template that still listens at ``paths.runtime/holder.sock``; if there is none, it takes
-what systemd kept (``found``). Then ``verdict`` compares the manifest, which the one before left, with its own: pure,
-and the only place that decides. Its answers:
+what systemd kept (``found``). Then ``decided`` compares the manifest, which the one before left, with its own, and what
+is there with what is needed: pure, and the only place that decides. Its answers:
 
 - ``ADOPT``: it is all as we would have made it. Workers are taken over as they run.
 - ``RENEW``: the same memory and descriptors, but workers of other code or settings. They are taken over, and then
@@ -176,6 +176,16 @@ def verdict(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Verdict:
     if found["code"] != ours["code"]:
         told.insert(0, "the packet path")
     return Verdict(Step.RENEW, f"changed: {', '.join(told)}") if told else Verdict(Step.ADOPT)
+
+
+def decided(left: Estate, ours: Mapping[str, Any]) -> Verdict:
+    """What to do with what there is, if something of it may be missing. Another layout has other names: it is refused
+    before any is looked for."""
+    said = verdict(left.manifest, ours)
+    going_on = said.step in (Step.ADOPT, Step.RENEW)
+    if going_on and not left.is_complete(ours["workers"], ours["keys"]["tunnel.source_ports"]):
+        return Verdict(Step.ANEW, "not everything was kept")
+    return said
 
 
 # --- from the one before ------------------------------------------------------------------------------------------

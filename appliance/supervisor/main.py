@@ -245,9 +245,9 @@ class Supervisor:
         left = estate.found(self.config.paths.runtime, kept(os.environ))  # type: ignore[arg-type]
         if left is None:
             return None, Step.ANEW
-        verdict = estate.verdict(left.manifest, estate.manifest(self.config, workers, 0))
-        if verdict.step is Step.ANEW or not left.is_complete(workers, self.config.tunnel.source_ports):
-            log.warning("beginning anew, flows end", extra={"reason": verdict.why or "not everything was kept"})
+        verdict = estate.decided(left, estate.manifest(self.config, workers, 0))
+        if verdict.step is Step.ANEW:
+            log.warning("beginning anew, flows end", extra={"reason": verdict.why})
             left.dissolve()
             return None, Step.ANEW
         self._stack.callback(left.close)

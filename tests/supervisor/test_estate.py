@@ -59,6 +59,17 @@ def test_an_estate_that_lacks_something_is_not_complete() -> None:
         assert not estate.Estate({}, dict.fromkeys(set(names) - {name}, -1)).is_complete(1, 1), name
 
 
+@pytest.mark.parametrize(
+    ("manifest", "step"),
+    [(OURS, Step.ANEW), ({**OURS, "code": "0"}, Step.ANEW), ({**OURS, "layout": "0"}, Step.REFUSE)],
+)
+def test_something_that_lacks_begins_anew_but_another_layout_is_left_alone(
+    manifest: dict[str, object], step: Step
+) -> None:
+    """Its names are others too: nothing of it may count as missing, as then what runs would be ended."""
+    assert estate.decided(estate.Estate(manifest), OURS).step is step
+
+
 class Store:
     """A service manager that keeps descriptors, as systemd does."""
 
