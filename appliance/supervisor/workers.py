@@ -9,7 +9,9 @@ reaps it. A dead worker is replaced on the same descriptors and memory: its flow
 its siblings notice nothing. The first replacement is immediate; one that dies within ``STABLE_S`` of its start waits
 ``BACKOFF_S`` before the next, so that a crash at start does not spin.
 
-If the template dies, the workers go on; a new template is started, and only a replacement waits for it.
+If the template dies, the workers go on; a new template is started, and only a replacement waits for it. Whichever
+template becomes ready is asked for every worker that has no process (``requested`` until it answers, or ends), so none
+is lost with the template that was asked for it. A template that cannot be started is tried again after ``BACKOFF_S``.
 
 What is owned here is kept by others too (``supervisor.estate``), so that it outlives the supervisor: ``release`` leaves
 everything running, and the pool of the next one takes it over. ``renew`` replaces the workers on purpose, one at a
@@ -29,7 +31,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -77,6 +79,7 @@ class Worker:
     wake: int
     pid: int = 0
     pidfd: int = -1
+    requested: bool = False
     renewing: bool = False
     started: float = 0.0
     restarts: int = -1
@@ -125,10 +128,14 @@ def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: 
 
 
 def adopted_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: int, left: Estate) -> Worker:
-    """A worker's memory as another supervisor made it. Raises KeyError or ValueError if it is not complete."""
+    """A worker's memory as another supervisor made it. Raises KeyError or ValueError if it is not complete.
+
+    Whoever captured packets through the one before is gone.
+    """
     layouts = _layouts(flows)
     fds = {name: left.take(f"{index}.{name}") for name in layouts}
     records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
+    control[memory.CAPTURE] = 0
     reading = reports.Reports(ring, left.take(f"{index}.missed"))
     return Worker(index, cpu, queue, sockets, fds, records, counts, control, ring, reading, left.take(f"{index}.wake"))
 
@@ -222,9 +229,6 @@ class WorkerPool:
         self._spawn_task(self._keep_template(template))
         if renew or not all(worker.pid for worker in self._workers):
             await asyncio.wait_for(self._ready.wait(), TEMPLATE_READY_S)
-        for worker in self._workers:
-            if not worker.pid:
-                self._request(worker)
         async with asyncio.timeout(limits.WORKER_EXIT_S + TEMPLATE_READY_S):
             for worker in self._workers:
                 await worker.running.wait()
@@ -247,7 +251,8 @@ class WorkerPool:
     async def _renew_all(self) -> None:
         await self.renew()
         if self._retired is not None:
-            self._retired.send(json.dumps({"leave": True}).encode())
+            with suppress(OSError):
+                self._retired.send(json.dumps({"leave": True}).encode())
             self._retired.close()
             self._retired = None
 
@@ -264,7 +269,12 @@ class WorkerPool:
     def _spawn_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("ended", extra={"task": task.get_name()}, exc_info=error)
 
     # --- misses --------------------------------------------------------------------------------------------------
 
@@ -304,18 +314,19 @@ class WorkerPool:
         """Start the template, and again whenever it ends; at first there may be one already."""
         while not self._stopping:
             started = time.monotonic()
-            if control is None:
-                await self._run_template()
-            else:
-                await self._follow(control, is_ready=True)
-                control = None
+            try:
+                await (self._run_template() if control is None else self._follow(control, is_ready=True))
+            except OSError as error:
+                log.error("cannot start the worker template, trying again", extra={"error": str(error)})
+            control = None
             if not self._stopping:
                 log.error("worker template ended", extra={"after_s": round(time.monotonic() - started, 1)})
                 await asyncio.sleep(BACKOFF_S)
 
     async def _run_template(self) -> None:
+        """Start a template, and speak with it until it ends. Raises OSError if it cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with self._new_listener() as listener:
+        with ours, theirs, self._new_listener() as listener:
             self._template = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -325,9 +336,10 @@ class WorkerPool:
                 pass_fds=[theirs.fileno(), listener.fileno()],
                 start_new_session=True,
             )
-        theirs.close()
-        self._note(record.TEMPLATE, self._template.pid)
-        await self._follow(ours, is_ready=False)
+            theirs.close()
+            listener.close()
+            self._note(record.TEMPLATE, self._template.pid)
+            await self._follow(ours, is_ready=False)
         await self._template.wait()
 
     def _new_listener(self) -> socket.socket:
@@ -355,6 +367,8 @@ class WorkerPool:
             loop.remove_reader(control.fileno())
             self._ready.clear()
             self._control = None
+            for worker in self._workers:
+                worker.requested = False
             control.close()
 
     def _template_ready(self) -> None:
@@ -363,6 +377,8 @@ class WorkerPool:
         for worker in self._workers:  # those that another template, or supervisor, started
             if worker.pidfd >= 0:
                 self._tell({"hold": [process_name(worker.index)]}, [worker.pidfd])
+            else:
+                self._spawn_task(self._replace(worker, 0.0))
 
     def _receive(self, control: socket.socket) -> None:
         """Handle one message of the template."""
@@ -388,7 +404,7 @@ class WorkerPool:
     # --- processes -----------------------------------------------------------------------------------------------
 
     def _request(self, worker: Worker) -> None:
-        """Ask the template for a process."""
+        """Ask the template for a process. It may not listen: then ``requested`` stays as it is."""
         assert self._publisher is not None
         assert self._control is not None
         capacity = self._publisher.capacity
@@ -420,11 +436,15 @@ class WorkerPool:
         fds += [sock.fileno() for sock in socks.sources]
         try:
             socket.send_fds(self._control, [spawn.encode()], fds)
+            worker.requested = True
+        except OSError as error:  # it has ended, and its end is being waited for; or its buffer is full
+            log.warning("the worker template takes no request", extra={"worker": worker.index, "error": str(error)})
         finally:
             os.close(tables)
 
     def _started(self, worker: Worker, pid: int, pidfd: int) -> None:
         worker.restarts += 1
+        worker.requested = False
         log.info("worker started", extra={"worker": worker.index, "pid": pid, "cpu": worker.cpu})
         self._watch(worker, pid, pidfd)
 
@@ -454,11 +474,16 @@ class WorkerPool:
         self._spawn_task(self._replace(worker, BACKOFF_S if early else 0.0))
 
     async def _replace(self, worker: Worker, delay: float) -> None:
-        if delay:
-            await asyncio.sleep(delay)
-        await self._ready.wait()
-        if not self._stopping:
-            self._request(worker)
+        """Ask for a process until a template has taken the request. Several may try: one asks."""
+        await asyncio.sleep(delay)
+        while not self._stopping:
+            await self._ready.wait()
+            if worker.pid or worker.requested:
+                return
+            if self._control is not None:
+                self._request(worker)
+            if not worker.requested:
+                await asyncio.sleep(BACKOFF_S)
 
     # --- end -----------------------------------------------------------------------------------------------------
 
@@ -471,7 +496,8 @@ class WorkerPool:
         await asyncio.gather(*(self._end_worker(worker) for worker in self._workers))
         for control in (self._control, self._retired):
             if control is not None:
-                control.send(json.dumps({"leave": True}).encode())
+                with suppress(OSError):  # it has ended already
+                    control.send(json.dumps({"leave": True}).encode())
         if self._control is not None:
             await self._stop_template()
         await self._end_tasks()

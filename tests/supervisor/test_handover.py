@@ -1,11 +1,15 @@
 """What a supervisor that dies, or restarts on purpose, leaves to the next one: everything."""
 
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.client import ApiError
+from appliance.dataplane import memory
+from appliance.supervisor import record
 from tests.supervisor.world import Node, World, alive, until
 
 pytestmark = pytest.mark.root
@@ -41,8 +45,12 @@ def goes_on(node: Node, how: str) -> None:
     until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
     status = node.api.status()
     before, links, epoch, resolver = workers(node), node.namespace.state(), status["tables"]["epoch"], status["naming"]
+    control = control_of(node)
+    os.pwrite(control, (1).to_bytes(8, "little"), 8 * memory.CAPTURE)  # as if it had gone in the middle of a capture
     again(node, how)
     assert workers(node) == before, how
+    assert not any(os.pread(control, 8, 8 * memory.CAPTURE)), how
+    os.close(control)
     assert node.namespace.state() == links, how
     assert node.api.status()["tables"]["epoch"] > epoch, how
     until(lambda: not alive(resolver["pid"]), "the next resolver has taken over, and the old one was waited for", 30)
@@ -67,3 +75,21 @@ def again(node: Node, how: str) -> None:
         assert node.popen is not None
         assert node.api.restart() == node.popen.pid
         until(lambda: since(node) not in (0.0, started), "it is back", 60)
+
+
+def control_of(node: Node) -> int:
+    """A worker's control words."""
+    mine = Path(f"/proc/{record.alive(node.directory / 'run')['supervisor']}/fd")
+    found = next(it for it in mine.iterdir() if "edge-control-0" in str(it.readlink()))
+    return os.open(found, os.O_RDWR)
+
+
+def test_a_worker_that_dies_with_its_template_is_replaced(hub: World) -> None:
+    node = alone(hub).start()
+    first, second = workers(node)
+    for pid in (first, record.alive(node.directory / "run")["template"]):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: workers(node)[0] not in (0, first), "the next template was asked for it", 60)
+    assert workers(node)[1] == second
+    assert node.stop() == 0
+    until(lambda: not node.processes(), "a stop on purpose ends everything")
