@@ -541,6 +541,7 @@ async def _serve(config: Config, path: Path) -> bool:
     _reap_inherited(loop)
     loop.add_signal_handler(signal.SIGUSR2, lambda: supervisor.leave(again=False))
     loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(supervisor)))
+    supervisor.systemd.start_watchdog()  # after a restart systemd listens for it already, and a start may take minutes
     starting = asyncio.ensure_future(supervisor.start())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -550,7 +551,6 @@ async def _serve(config: Config, path: Path) -> bool:
         return False
     await starting
     supervisor.systemd.say("READY=1")
-    supervisor.systemd.start_watchdog()
     leaving = asyncio.ensure_future(supervisor.leaving.wait())
     await asyncio.wait({stopping, leaving}, return_when=asyncio.FIRST_COMPLETED)
     supervisor.systemd.stop_watchdog()

@@ -1,5 +1,6 @@
 """What a supervisor does with what another one left: decided by their manifests, and by nothing else."""
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from appliance.config import Config, keys
-from appliance.supervisor import estate
+from appliance.supervisor import estate, main
+from appliance.supervisor.errors import StartError
 from appliance.supervisor.estate import Step
 from appliance.supervisor.notify import Systemd, kept
 
@@ -134,6 +136,24 @@ def test_systemd_keeps_what_it_was_told_of(tmp_path: Path, monkeypatch: pytest.M
     keepers.clear()
     store.listen()
     assert store.kept == []
+
+
+def test_the_watchdog_hears_of_a_start_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a restart, when systemd listens for it all the time."""
+    store = Store(tmp_path / "notify")
+
+    async def start(_: main.Supervisor) -> None:
+        while store.said.count("WATCHDOG=1") < 3:
+            await asyncio.sleep(0.01)
+            store.listen()
+        raise StartError("heard")
+
+    monkeypatch.setattr(main.Supervisor, "start", start)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "100000")
+    config = Config.model_validate({"node": {"address": "192.0.2.1"}})
+    with pytest.raises(StartError, match="heard"):
+        asyncio.run(asyncio.wait_for(main._serve(config, tmp_path), 20))
 
 
 def test_descriptors_for_another_process_are_not_taken() -> None:
