@@ -58,7 +58,7 @@ from appliance.privileges import PrivilegeError
 from appliance.supervisor import estate, inheritance, probe, record
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.estate import Estate, Step
-from appliance.supervisor.notify import Systemd, kept
+from appliance.supervisor.notify import Systemd, kept, kept_names
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import TableFullError
@@ -242,12 +242,16 @@ class Supervisor:
 
     def _left(self, workers: int) -> tuple[Estate | None, Step]:
         """What another supervisor left, as far as this one can go on with it. Raises StartError if it must not."""
-        left = estate.found(self.config.paths.runtime, kept(os.environ))  # type: ignore[arg-type]
+        stored = kept(os.environ)  # type: ignore[arg-type]
+        names = estate.storable(workers, self.config.tunnel.source_ports) | stored.keys()
+        left = estate.found(self.config.paths.runtime, stored)
         if left is None:
+            self.systemd.forget(names)
             return None, Step.ANEW
         verdict = estate.decided(left, estate.manifest(self.config, workers, 0))
         if verdict.step is Step.ANEW:
             log.warning("beginning anew, flows end", extra={"reason": verdict.why})
+            self.systemd.forget(names | left.held.keys())  # what it keeps open would go on taking packets
             left.dissolve()
             return None, Step.ANEW
         self._stack.callback(left.close)
@@ -610,7 +614,9 @@ def run(config: Config, path: Path) -> int:
 def _end_orphans(config: Config) -> None:
     """End workers that nobody can go on with: they would share queues with ours. Raises OSError."""
     runtime = config.paths.runtime
-    for name in record.end(runtime, record.orphans(record.alive(runtime), "LISTEN_FDS" in os.environ)):
+    others = {name: pid for name, pid in record.alive(runtime).items() if pid != os.getpid()}  # we were one, before
+    stored = kept_names(os.environ)
+    for name in record.end(runtime, record.orphans(others, stored if estate.MANIFEST in stored else ())):
         log.warning("ended, as nobody kept what it works with", extra={"part": name})
 
 

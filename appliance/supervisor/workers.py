@@ -246,6 +246,7 @@ class WorkerPool:
             elif pidfd >= 0:
                 os.close(pidfd)
             if not worker.pid and not worker.running.is_set():
+                self.keepers.drop(process_name(worker.index))
                 worker.counters[counters.ANNOUNCED] = ASLEEP
 
     async def _renew_all(self) -> None:
@@ -374,10 +375,8 @@ class WorkerPool:
     def _template_ready(self) -> None:
         self._ready.set()
         self.keepers.tell_again()
-        for worker in self._workers:  # those that another template, or supervisor, started
-            if worker.pidfd >= 0:
-                self._tell({"hold": [process_name(worker.index)]}, [worker.pidfd])
-            else:
+        for worker in self._workers:
+            if not worker.pid:
                 self._spawn_task(self._replace(worker, 0.0))
 
     def _receive(self, control: socket.socket) -> None:
@@ -453,6 +452,7 @@ class WorkerPool:
         worker.pid, worker.pidfd, worker.started = pid, pidfd, time.monotonic()
         worker.restarts = max(0, worker.restarts)
         self._note(record.worker(worker.index), pid)
+        self.keepers.keep({process_name(worker.index): pidfd})
         worker.ended.clear()
         worker.running.set()
         asyncio.get_running_loop().add_reader(pidfd, self._ended, worker, pidfd)
@@ -460,6 +460,7 @@ class WorkerPool:
     def _ended(self, worker: Worker, pidfd: int) -> None:
         """A worker's process is gone: replace it, unless we are stopping."""
         asyncio.get_running_loop().remove_reader(pidfd)
+        self.keepers.drop(process_name(worker.index))
         os.close(pidfd)
         worker.counters[counters.ANNOUNCED] = ASLEEP
         worker.running.clear()
@@ -522,8 +523,7 @@ class WorkerPool:
             if worker.pidfd >= 0 and worker.counters[counters.ANNOUNCED] < epoch:
                 log.error("worker is stuck, killed", extra={"worker": worker.index, "pid": worker.pid})
                 assert self._left is not None
-                if self._left.control is not None:
-                    socket.send_fds(self._left.control, [json.dumps({"kill": True}).encode()], [worker.pidfd])
+                self._left.kill(worker.pidfd)
 
     def kill(self, pidfd: int) -> None:
         """End a process that may be another user's."""

@@ -85,18 +85,24 @@ class Store:
     def listen(self) -> None:
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
+                self.one()
             except BlockingIOError:
                 return
-            lines = data.decode().split("\n")
-            name = next((it.partition("=")[2] for it in lines if it.startswith("FDNAME=")), "")
-            if "FDSTORE=1" in lines:
-                assert "FDPOLL=0" in lines
-                self.kept.append((name, fds[0]))
-            elif "FDSTOREREMOVE=1" in lines:
-                self.kept = [it for it in self.kept if it[0] != name]
-            else:
-                self.said += lines
+
+    def one(self) -> None:
+        data, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
+        lines = data.decode().split("\n")
+        name = next((it.partition("=")[2] for it in lines if it.startswith("FDNAME=")), "")
+        if "FDSTORE=1" in lines:
+            assert "FDPOLL=0" in lines
+            self.kept.append((name, fds[0]))
+        elif "FDSTOREREMOVE=1" in lines:
+            self.kept = [it for it in self.kept if it[0] != name]
+        elif "BARRIER=1" in lines:
+            assert lines == ["BARRIER=1"]
+            os.close(fds[0])
+        else:
+            self.said += lines
 
     def environment(self) -> dict[str, str]:
         """How the next process hears of them; they are moved to where it expects them."""
