@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 BODY_MAX = 1 << 20
 END_S = 1.0
 """How long requests that are being answered may hold up the end."""
+KEPT_S = 8.0
+"""How long a restart waits for a template that is about to be ready."""
 STALLED_S = 60.0
 """A capture whose reader has taken nothing for so long ends: there is only one at a time."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -287,7 +289,9 @@ class Api:
         return _reply({"changed": await self._supervisor.reload()})
 
     async def restart(self, _request: web.Request) -> web.Response:
-        """Execute the supervisor anew. The answer comes before it."""
+        """Execute the supervisor anew. The answer comes before it; 503 if no template keeps what the next one needs."""
+        if not await self._supervisor.pool.is_kept(KEPT_S):
+            raise NotReadyError("the worker template, from which the next supervisor takes over, is not ready yet")
         self._supervisor.leave(again=True)
         return _reply({"pid": os.getpid()}, 202)
 

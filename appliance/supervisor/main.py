@@ -29,7 +29,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -246,6 +246,7 @@ class Supervisor:
         names = estate.storable(workers, self.config.tunnel.source_ports) | stored.keys()
         left = estate.found(self.config.paths.runtime, stored)
         if left is None:
+            _end_orphans(self.config, (), has_template=False)  # one that knew nothing may have ended meanwhile
             self.systemd.forget(names)
             return None, Step.ANEW
         verdict = estate.decided(left, estate.manifest(self.config, workers, 0))
@@ -598,7 +599,8 @@ def run(config: Config, path: Path) -> int:
     configure(config.log.level)
     cache.use(config.paths.cache)
     try:
-        _end_orphans(config)
+        stored = kept_names(os.environ)
+        _end_orphans(config, stored if estate.MANIFEST in stored else ())
         _limit(config)
         if uvloop.run(_serve(config, path)):
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -611,12 +613,16 @@ def run(config: Config, path: Path) -> int:
     return 0
 
 
-def _end_orphans(config: Config) -> None:
-    """End workers that nobody can go on with: they would share queues with ours. Raises OSError."""
+def _end_orphans(config: Config, stored: Collection[str], *, has_template: bool = True) -> None:
+    """End workers that nobody can go on with: they would share queues with ours. ``stored``: what systemd kept;
+    ``has_template``: one that lives keeps the rest. Raises OSError."""
     runtime = config.paths.runtime
-    others = {name: pid for name, pid in record.alive(runtime).items() if pid != os.getpid()}  # we were one, before
-    stored = kept_names(os.environ)
-    for name in record.end(runtime, record.orphans(others, stored if estate.MANIFEST in stored else ())):
+    living = record.alive(runtime)
+    if living.get(record.SUPERVISOR) == os.getpid():  # we were it, before we executed ourselves anew
+        del living[record.SUPERVISOR]
+    if not has_template:
+        living.pop(record.TEMPLATE, None)
+    for name in record.end(runtime, record.orphans(living, stored)):
         log.warning("ended, as nobody kept what it works with", extra={"part": name})
 
 

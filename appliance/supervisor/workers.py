@@ -510,6 +510,12 @@ class WorkerPool:
             asyncio.get_running_loop().remove_reader(worker.reports.descriptor)
         await self._end_tasks()
 
+    async def is_kept(self, seconds: float) -> bool:
+        """Whether a template has, within this time, what the next supervisor needs."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), seconds)
+        return self._ready.is_set()
+
     def keep_connection(self, descriptor: int | None) -> None:
         """Have the connection to the cluster outlive us; None: there is none."""
         if descriptor is None:

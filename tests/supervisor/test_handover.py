@@ -84,12 +84,29 @@ def control_of(node: Node) -> int:
     return os.open(found, os.O_RDWR)
 
 
+def kill_template(node: Node) -> None:
+    pid = record.alive(node.directory / "run")["template"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: record.started(pid) == 0, "it has ended")
+
+
 def test_a_worker_that_dies_with_its_template_is_replaced(hub: World) -> None:
     node = alone(hub).start()
     first, second = workers(node)
-    for pid in (first, record.alive(node.directory / "run")["template"]):
-        os.kill(pid, signal.SIGKILL)
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
+    os.kill(first, signal.SIGKILL)
+    kill_template(node)
     until(lambda: workers(node)[0] not in (0, first), "the next template was asked for it", 60)
     assert workers(node)[1] == second
+    before = workers(node)
+    kill_template(node)
+    again(node, "restart")
+    assert workers(node) == before, "it waited for a template that keeps them"
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
+    kill_template(node)
+    node.stop(signal.SIGKILL)
+    node.start()
+    assert not any(map(record.started, before)), "its template had been told nothing yet"
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
     assert node.stop() == 0
     until(lambda: not node.processes(), "a stop on purpose ends everything")
