@@ -340,9 +340,9 @@ def _file(said: Mapping[str, Any]) -> Iterator[int]:
         os.close(fd)
 
 
-def listener(runtime: Path) -> socket.socket:
-    """Where the next supervisor finds a template. Raises OSError."""
-    path = runtime / SOCKET
+def listener(runtime: Path, *, beside: bool = False) -> socket.socket:
+    """Where the next supervisor finds a template; or beside it, where none looks before ``show``. Raises OSError."""
+    path = _beside(runtime) if beside else runtime / SOCKET
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -353,3 +353,12 @@ def listener(runtime: Path) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def show(runtime: Path) -> None:
+    """Have the next supervisor find the template whose listener was beside, not the one before. Raises OSError."""
+    _beside(runtime).replace(runtime / SOCKET)
+
+
+def _beside(runtime: Path) -> Path:
+    return (runtime / SOCKET).with_suffix(".new")

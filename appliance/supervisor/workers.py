@@ -15,7 +15,8 @@ is lost with the template that was asked for it. A template that cannot be start
 
 What is owned here is kept by others too (``supervisor.estate``), so that it outlives the supervisor: ``release`` leaves
 everything running, and the pool of the next one takes it over. ``renew`` replaces the workers on purpose, one at a
-time: each on the same queue, sockets, flows and counters, when the one before it has ended.
+time: each on the same queue, sockets, flows and counters, when the one before it has ended. If a supervisor begins with
+that (other code), the template before stays where the next supervisor looks until ours has everything.
 
 Run by the supervisor's event loop alone. The announced epochs of the workers are the ``readers`` of the tables'
 writer; a worker that is not running holds no reference (``ASLEEP``).
@@ -175,6 +176,8 @@ class WorkerPool:
         self._template: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._retired: socket.socket | None = None
+        self._is_first = True
+        """Whether the next supervisor is to find our template, and not one that has it all already."""
         self._gone = asyncio.Event()
         self._statuses: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -226,6 +229,7 @@ class WorkerPool:
         template = None if self._left is None else self._left.control
         if renew:
             self._retired, template = template, None
+            self._is_first = self._retired is None
         self._spawn_task(self._keep_template(template))
         if renew or not all(worker.pid for worker in self._workers):
             await asyncio.wait_for(self._ready.wait(), TEMPLATE_READY_S)
@@ -234,6 +238,7 @@ class WorkerPool:
                 await worker.running.wait()
         self.keepers.describe(estate.manifest(self._config, len(self._workers), self.seed))
         if renew:
+            self._hand_over()
             self._spawn_task(self._renew_all())
 
     def adopt(self) -> None:
@@ -248,6 +253,18 @@ class WorkerPool:
             if not worker.pid and not worker.running.is_set():
                 self.keepers.drop(process_name(worker.index))
                 worker.counters[counters.ANNOUNCED] = ASLEEP
+
+    def _hand_over(self) -> None:
+        """Our template has everything: the next supervisor is to find it. From now on the one before ends, and its
+        workers with it, if we die: the next one would take them for workers of ours."""
+        if self._retired is None:
+            return
+        self._is_first = True
+        try:
+            estate.show(self._config.paths.runtime)
+            self._retired.send(json.dumps({"manifest": None}).encode())
+        except OSError as error:
+            log.warning("a restart may find the template before", extra={"error": str(error)})
 
     async def _renew_all(self) -> None:
         await self.renew()
@@ -346,7 +363,7 @@ class WorkerPool:
     def _new_listener(self) -> socket.socket:
         """Where the next supervisor finds the template; where nothing can be written, nobody will."""
         try:
-            return estate.listener(self._config.paths.runtime)
+            return estate.listener(self._config.paths.runtime, beside=not self._is_first)
         except OSError as error:
             log.warning("a restart will begin anew", extra={"error": str(error)})
             nowhere = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -110,3 +110,26 @@ def test_a_worker_that_dies_with_its_template_is_replaced(hub: World) -> None:
     until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
     assert node.stop() == 0
     until(lambda: not node.processes(), "a stop on purpose ends everything")
+
+
+def test_a_supervisor_that_dies_before_it_has_renewed_leaves_everything(hub: World) -> None:
+    node = alone(hub).start()
+    before = workers(node)
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
+    node.stop(signal.SIGKILL)
+    node.settings["workers"]["busy_poll"] = 5
+    node.launch()
+    until(lambda: (node.directory / "run" / "holder.new").exists(), "its template begins", 60)
+    node.stop(signal.SIGKILL)
+    assert all(map(record.started, before))
+    node.start()
+    until(lambda: not any(map(record.started, before)), "all were replaced", 30)
+    until(lambda: 0 not in workers(node), "they run", 30)
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
+    assert "beginning anew" not in node.log.read_text()
+    assert node.log.read_text().count("step=renew") == 2
+    again(node, "SIGUSR2")
+    assert node.log.read_text().count("step=adopt") == 1, "the next one finds the last template"
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
+    assert node.stop() == 0
+    until(lambda: not node.processes(), "a stop on purpose ends everything")
