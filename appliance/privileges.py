@@ -135,6 +135,12 @@ def drop(uid: int, gid: int) -> None:
     no_new_privileges()
 
 
+def become(uid: int) -> None:
+    """Be another user, without any privileges. CAP_SETUID need not be in effect, but permitted. Raises OSError."""
+    _set_capabilities(("SETUID",), ("SETUID",))
+    os.setresuid(uid, uid, uid)
+
+
 def no_new_privileges() -> None:
     """Nothing that is executed from now on has more privileges. Raises OSError."""
     if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:

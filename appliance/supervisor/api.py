@@ -7,6 +7,7 @@ known are ignored. Sockets have mode 0660 and the group ``api.group``. All route
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import logging
 import os
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BODY_MAX = 1 << 20
+END_S = 1.0
+"""How long requests that are being answered may hold up the end."""
+KEPT_S = 8.0
+"""How long a restart waits for a template that is about to be ready."""
+STALLED_S = 60.0
+"""A capture whose reader has taken nothing for so long ends: there is only one at a time."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -246,7 +253,7 @@ class Api:
                     if request.transport is None:  # its reader has gone
                         break
                     if piece:
-                        await response.write(piece)
+                        await _write(request, response, piece)
         return response
 
     async def resolve(self, request: web.Request) -> web.Response:
@@ -282,7 +289,9 @@ class Api:
         return _reply({"changed": await self._supervisor.reload()})
 
     async def restart(self, _request: web.Request) -> web.Response:
-        """Execute the supervisor anew. The answer comes before it."""
+        """Execute the supervisor anew. The answer comes before it; 503 if no template keeps what the next one needs."""
+        if not await self._supervisor.pool.is_kept(KEPT_S):
+            raise NotReadyError("the worker template, from which the next supervisor takes over, is not ready yet")
         self._supervisor.leave(again=True)
         return _reply({"pid": os.getpid()}, 202)
 
@@ -298,6 +307,17 @@ class Api:
     async def flows(self, _request: web.Request) -> web.Response:
         """Live flows of all workers."""
         return _reply({"flows": [f for w in self._supervisor.pool.workers for f in listing(w.index, w.records)]})
+
+
+async def _write(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
+    """Send a piece to one who reads. Raises ConnectionError if nothing was read for ``STALLED_S``."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await response.write(piece)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()  # whatever is said to it otherwise waits as well
+        raise ConnectionAbortedError from None
 
 
 def _behind(supervisor: Supervisor, records: list[str]) -> list[dict[str, Any]]:
@@ -335,7 +355,7 @@ async def serve(supervisor: Supervisor) -> Callable[[], Awaitable[None]]:
     """Listen; gives the coroutine function that ends it. Raises OSError if a socket cannot be made."""
     config = supervisor.config.api
     paths = [path for path in (config.socket, config.nodeengine) if path]
-    runner = web.AppRunner(Api(supervisor).application(), access_log=None)
+    runner = web.AppRunner(Api(supervisor).application(), access_log=None, shutdown_timeout=END_S)
     await runner.setup()
 
     async def close() -> None:

@@ -7,8 +7,8 @@ about each, by name: the worker template (``supervisor.template``), always, and 
 keep duplicates, so it does not matter who dies first. A new template is told everything again.
 
 *The next supervisor* asks the template that still listens at ``paths.runtime/holder.sock``; if there is none, it takes
-what systemd kept (``found``). Then ``verdict`` compares the manifest, which the one before left, with its own: pure,
-and the only place that decides. Its answers:
+what systemd kept (``found``). Then ``decided`` compares the manifest, which the one before left, with its own, and what
+is there with what is needed: pure, and the only place that decides. Its answers:
 
 - ``ADOPT``: it is all as we would have made it. Workers are taken over as they run.
 - ``RENEW``: the same memory and descriptors, but workers of other code or settings. They are taken over, and then
@@ -42,7 +42,8 @@ from appliance.dataplane.balance import sticky
 from appliance.observe import counters
 from appliance.supervisor.errors import StartError
 from appliance.supervisor.notify import Systemd
-from appliance.supervisor.template import DESCRIPTORS, HELD_EACH
+from appliance.supervisor.record import await_end
+from appliance.supervisor.template import DESCRIPTORS, HELD_EACH, kill_as_its_user
 from appliance.tables import layout
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ ANSWER_S: Final = 5.0
 """How long a template may take to hand everything over."""
 HOW_TO_END: Final = "end them with `appliance cleanup --processes`, and connections with them"
 _MESSAGE_MAX, _FDS_MAX = 65_536, 2 * HELD_EACH
+_PROCESS: Final = ".process"
 _EACH = (
     "records", "counters", "control", "misses", "tun", "wake", "missed", "wire", "handoff", "fragmenting",
 )  # fmt: skip
@@ -105,9 +107,7 @@ class Estate:
 
     def is_complete(self, workers: int, source_ports: int) -> bool:
         """Whether everything was kept that so many workers need."""
-        sources = [f"source.{i}" for i in range(source_ports)]
-        names = {f"{i}.{name}" for i in range(workers) for name in (*_EACH, *sources)}
-        return {"tables", "sticky", *names} <= self.held.keys()
+        return needed(workers, source_ports) <= self.held.keys()
 
     def close(self) -> None:
         """Give up what was not taken."""
@@ -116,7 +116,13 @@ class Estate:
         self.held.clear()
 
     def dissolve(self) -> None:
-        """End the template and its workers, and give everything up: the TUN device goes with it."""
+        """End the workers, whoever forked them, and the template, and give everything up: the TUN device goes with
+        it."""
+        processes = [fd for name, fd in self.held.items() if name.endswith(_PROCESS)]
+        for fd in processes:
+            self.kill(fd)
+        for fd in processes:
+            await_end(fd)
         self.close()
         if self.control is None:
             return
@@ -126,6 +132,25 @@ class Estate:
             while self.control.recv(_MESSAGE_MAX):
                 pass
         self.control.close()
+
+    def kill(self, pidfd: int) -> None:
+        """End a worker: through the template, which may, or without one as far as we may."""
+        if self.control is None:
+            kill_as_its_user(pidfd)
+        else:
+            with suppress(OSError):
+                socket.send_fds(self.control, [json.dumps({"kill": True}).encode()], [pidfd])
+
+
+def needed(workers: int, source_ports: int) -> set[str]:
+    """The names without which so many workers cannot go on."""
+    sources = [f"source.{i}" for i in range(source_ports)]
+    return {"tables", "sticky", *(f"{i}.{name}" for i in range(workers) for name in (*_EACH, *sources))}
+
+
+def storable(workers: int, source_ports: int) -> set[str]:
+    """The names of all that may be kept for so many workers."""
+    return {MANIFEST, "broker", *(f"{i}{_PROCESS}" for i in range(workers)), *needed(workers, source_ports)}
 
 
 def manifest(config: Config, workers: int, seed: int) -> dict[str, Any]:
@@ -178,6 +203,16 @@ def verdict(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Verdict:
     return Verdict(Step.RENEW, f"changed: {', '.join(told)}") if told else Verdict(Step.ADOPT)
 
 
+def decided(left: Estate, ours: Mapping[str, Any]) -> Verdict:
+    """What to do with what there is, if something of it may be missing. Another layout has other names: it is refused
+    before any is looked for."""
+    said = verdict(left.manifest, ours)
+    going_on = said.step in (Step.ADOPT, Step.RENEW)
+    if going_on and not left.is_complete(ours["workers"], ours["keys"]["tunnel.source_ports"]):
+        return Verdict(Step.ANEW, "not everything was kept")
+    return said
+
+
 # --- from the one before ------------------------------------------------------------------------------------------
 
 
@@ -189,6 +224,8 @@ def found(runtime: Path, kept: dict[str, int]) -> Estate | None:
             os.close(fd)
         return estate
     if MANIFEST not in kept:
+        for fd in kept.values():  # of one that died before it was complete
+            os.close(fd)
         return None
     fd = kept.pop(MANIFEST)
     said = os.pread(fd, os.fstat(fd).st_size, 0)
@@ -259,10 +296,10 @@ class Keepers:
         self._tell(named)
 
     def drop(self, name: str) -> None:
-        """Have this kept no more."""
-        if self._held.pop(name, None) is not None:
-            self._systemd.remove(name)
-            self._send({"drop": [name]}, [])
+        """Have this kept no more, whoever said that it was to be."""
+        self._held.pop(name, None)
+        self._systemd.remove(name)
+        self._send({"drop": [name]}, [])
 
     def describe(self, said: dict[str, Any]) -> None:
         """What it all is. With this it is complete: a supervisor that dies earlier leaves nothing."""
@@ -303,9 +340,9 @@ def _file(said: Mapping[str, Any]) -> Iterator[int]:
         os.close(fd)
 
 
-def listener(runtime: Path) -> socket.socket:
-    """Where the next supervisor finds a template. Raises OSError."""
-    path = runtime / SOCKET
+def listener(runtime: Path, *, beside: bool = False) -> socket.socket:
+    """Where the next supervisor finds a template; or beside it, where none looks before ``show``. Raises OSError."""
+    path = _beside(runtime) if beside else runtime / SOCKET
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -316,3 +353,12 @@ def listener(runtime: Path) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def show(runtime: Path) -> None:
+    """Have the next supervisor find the template whose listener was beside, not the one before. Raises OSError."""
+    _beside(runtime).replace(runtime / SOCKET)
+
+
+def _beside(runtime: Path) -> Path:
+    return (runtime / SOCKET).with_suffix(".new")

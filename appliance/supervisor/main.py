@@ -29,7 +29,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -58,7 +58,7 @@ from appliance.privileges import PrivilegeError
 from appliance.supervisor import estate, inheritance, probe, record
 from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.estate import Estate, Step
-from appliance.supervisor.notify import Systemd, kept
+from appliance.supervisor.notify import Systemd, kept, kept_names
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import TableFullError
@@ -240,12 +240,17 @@ class Supervisor:
 
     def _left(self, workers: int) -> tuple[Estate | None, Step]:
         """What another supervisor left, as far as this one can go on with it. Raises StartError if it must not."""
-        left = estate.found(self.config.paths.runtime, kept(os.environ))  # type: ignore[arg-type]
+        stored = kept(os.environ)  # type: ignore[arg-type]
+        names = estate.storable(workers, self.config.tunnel.source_ports) | stored.keys()
+        left = estate.found(self.config.paths.runtime, stored)
         if left is None:
+            _end_orphans(self.config, (), has_template=False)  # one that knew nothing may have ended meanwhile
+            self.systemd.forget(names)
             return None, Step.ANEW
-        verdict = estate.verdict(left.manifest, estate.manifest(self.config, workers, 0))
-        if verdict.step is Step.ANEW or not left.is_complete(workers, self.config.tunnel.source_ports):
-            log.warning("beginning anew, flows end", extra={"reason": verdict.why or "not everything was kept"})
+        verdict = estate.decided(left, estate.manifest(self.config, workers, 0))
+        if verdict.step is Step.ANEW:
+            log.warning("beginning anew, flows end", extra={"reason": verdict.why})
+            self.systemd.forget(names | left.held.keys())  # what it keeps open would go on taking packets
             left.dissolve()
             return None, Step.ANEW
         self._stack.callback(left.close)
@@ -548,6 +553,7 @@ async def _serve(config: Config, path: Path) -> bool:
         loop.add_signal_handler(number, stop.set)
     _reap_inherited(loop)
     loop.add_signal_handler(signal.SIGUSR2, lambda: supervisor.leave(again=False))
+    supervisor.systemd.start_watchdog()  # after a restart systemd listens for it already, and a start may take minutes
     starting = asyncio.ensure_future(supervisor.start())
     loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(_reload(supervisor, starting)))
     stopping = asyncio.ensure_future(stop.wait())
@@ -558,7 +564,6 @@ async def _serve(config: Config, path: Path) -> bool:
         return False
     await starting
     supervisor.systemd.say("READY=1")
-    supervisor.systemd.start_watchdog()
     leaving = asyncio.ensure_future(supervisor.leaving.wait())
     await asyncio.wait({stopping, leaving}, return_when=asyncio.FIRST_COMPLETED)
     supervisor.systemd.stop_watchdog()
@@ -606,7 +611,8 @@ def run(config: Config, path: Path) -> int:
     configure(config.log.level)
     cache.use(config.paths.cache)
     try:
-        _end_orphans(config)
+        stored = kept_names(os.environ)
+        _end_orphans(config, stored if estate.MANIFEST in stored else ())
         _limit(config)
         if uvloop.run(_serve(config, path)):
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -619,10 +625,16 @@ def run(config: Config, path: Path) -> int:
     return 0
 
 
-def _end_orphans(config: Config) -> None:
-    """End workers that nobody can go on with: they would share queues with ours. Raises OSError."""
+def _end_orphans(config: Config, stored: Collection[str], *, has_template: bool = True) -> None:
+    """End workers that nobody can go on with: they would share queues with ours. ``stored``: what systemd kept;
+    ``has_template``: one that lives keeps the rest. Raises OSError."""
     runtime = config.paths.runtime
-    for name in record.end(runtime, record.orphans(record.alive(runtime), "LISTEN_FDS" in os.environ)):
+    living = record.alive(runtime)
+    if living.get(record.SUPERVISOR) == os.getpid():  # we were it, before we executed ourselves anew
+        del living[record.SUPERVISOR]
+    if not has_template:
+        living.pop(record.TEMPLATE, None)
+    for name in record.end(runtime, record.orphans(living, stored)):
         log.warning("ended, as nobody kept what it works with", extra={"part": name})
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 LISTEN_FDS_START: Final = 3
 PATIENCE_S: Final = 1.0
 """Seconds that a datagram waits for room in systemd's queue; the event loop waits too."""
+BARRIER_S: Final = 5.0
 
 
 class Systemd:
@@ -64,6 +66,22 @@ class Systemd:
         """Have it kept no more."""
         self.say("FDSTOREREMOVE=1", f"FDNAME={name}")
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Have none of them kept any more, and wait until they are closed (sd_notify_barrier(3)), ``BARRIER_S`` at
+        most."""
+        if not self._address:
+            return
+        for name in names:
+            self.remove(name)
+        ours, theirs = os.pipe()
+        self.say("BARRIER=1", descriptors=[theirs])
+        os.close(theirs)
+        waiting = select.poll()
+        waiting.register(ours, 0)  # POLLHUP, when systemd has closed the other end
+        if not waiting.poll(BARRIER_S * 1000):
+            log.warning("systemd does not say that it keeps nothing any more")
+        os.close(ours)
+
     def start_watchdog(self) -> None:
         """Say from now on, in the running event loop, that it runs: twice as often as systemd wants to hear it."""
         if self._watchdog and self._address:
@@ -78,13 +96,21 @@ class Systemd:
 
 def kept(environment: dict[str, str]) -> dict[str, int]:
     """The descriptors that systemd kept, by name; they are ours from now on, and the variables are gone."""
-    pid, count, names = (environment.pop(it, "") for it in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
-    if pid != str(os.getpid()) or not count.isdecimal():
-        return {}
+    names = kept_names(environment)
+    for it in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environment.pop(it, None)
     found: dict[str, int] = {}
-    for number, name in enumerate(names.split(":")[: int(count)], LISTEN_FDS_START):
+    for number, name in enumerate(names, LISTEN_FDS_START):
         os.set_inheritable(number, False)
         if name in found:
             os.close(found[name])
         found[name] = number
     return found
+
+
+def kept_names(environment: Mapping[str, str]) -> list[str]:
+    """Of the descriptors that systemd kept for this process, in their order."""
+    pid, count = environment.get("LISTEN_PID"), environment.get("LISTEN_FDS", "")
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    return environment.get("LISTEN_FDNAMES", "").split(":")[: int(count)]

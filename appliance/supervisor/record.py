@@ -11,10 +11,12 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from appliance.supervisor.template import kill_as_its_user, process_name
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +75,18 @@ def alive(runtime: Path) -> dict[str, int]:
     return {name: pid for name, (pid, since) in read(runtime).items() if since and started(pid) == since}
 
 
-def orphans(living: Mapping[str, int], is_kept: bool) -> dict[str, int]:
-    """Which of the living processes nobody can go on with: workers whose template and supervisor are gone, unless their
-    descriptors were kept by somebody else."""
-    if is_kept or SUPERVISOR in living or TEMPLATE in living:
+def orphans(living: Mapping[str, int], kept: Collection[str]) -> dict[str, int]:
+    """Which of the living processes nobody can go on with: workers whose template and supervisor are gone, unless the
+    process is among the descriptors that somebody else kept, by these names. Whoever has its memory but not the process
+    would start another one beside it."""
+    if SUPERVISOR in living or TEMPLATE in living:
         return {}
-    return {name: pid for name, pid in living.items() if name.startswith("worker.")}
+    workers = ((name, pid) for name, pid in living.items() if name.startswith("worker."))
+    return {name: pid for name, pid in workers if process_name(int(name.removeprefix("worker."))) not in kept}
 
 
 def end(runtime: Path, names: Iterable[str]) -> list[str]:
-    """Kill recorded processes; gives those that lived, when they are gone. Raises OSError without permission."""
+    """Kill recorded processes; gives those that lived, when they are gone. Raises OSError."""
     known, ended = read(runtime), []
     for name in names:
         pid, since = known.get(name, (0, 0))
@@ -97,10 +101,17 @@ def _kill(pid: int, since: int) -> bool:
     try:
         if not since or started(pid) != since:
             return False
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        waiting = select.poll()
-        waiting.register(pidfd, select.POLLIN)
-        waiting.poll(ENDED_MS)
-        return True
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except PermissionError:  # root without CAP_KILL
+            kill_as_its_user(pidfd)
+        return await_end(pidfd)
     finally:
         os.close(pidfd)
+
+
+def await_end(pidfd: int) -> bool:
+    """Wait for the end of a process that was killed; whether it came."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    return bool(waiting.poll(ENDED_MS))

@@ -209,13 +209,16 @@ class Template:
 
 
 def kill_as_its_user(pidfd: int) -> None:
-    """End another user's process without CAP_KILL: as one who has become that user. Nothing if it has ended."""
+    """End another user's process without CAP_KILL: as one who has become that user, for which CAP_SETUID must be
+    permitted, if not in effect. Nothing if it has ended."""
+    from appliance import privileges
+
     child = os.fork()
     if child == 0:
         try:
             pid = _field(f"/proc/self/fdinfo/{pidfd}", "Pid:")
             uid = _field(f"/proc/{pid}/status", "Uid:")
-            os.setresuid(uid, uid, uid)
+            privileges.become(uid)
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:
             os._exit(0)

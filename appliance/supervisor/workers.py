@@ -9,11 +9,14 @@ reaps it. A dead worker is replaced on the same descriptors and memory: its flow
 its siblings notice nothing. The first replacement is immediate; one that dies within ``STABLE_S`` of its start waits
 ``BACKOFF_S`` before the next, so that a crash at start does not spin.
 
-If the template dies, the workers go on; a new template is started, and only a replacement waits for it.
+If the template dies, the workers go on; a new template is started, and only a replacement waits for it. Whichever
+template becomes ready is asked for every worker that has no process (``requested`` until it answers, or ends), so none
+is lost with the template that was asked for it. A template that cannot be started is tried again after ``BACKOFF_S``.
 
 What is owned here is kept by others too (``supervisor.estate``), so that it outlives the supervisor: ``release`` leaves
 everything running, and the pool of the next one takes it over. ``renew`` replaces the workers on purpose, one at a
-time: each on the same queue, sockets, flows and counters, when the one before it has ended.
+time: each on the same queue, sockets, flows and counters, when the one before it has ended. If a supervisor begins with
+that (other code), the template before stays where the next supervisor looks until ours has everything.
 
 Run by the supervisor's event loop alone. The announced epochs of the workers are the ``readers`` of the tables'
 writer; a worker that is not running holds no reference (``ASLEEP``).
@@ -29,7 +32,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -77,6 +80,7 @@ class Worker:
     wake: int
     pid: int = 0
     pidfd: int = -1
+    requested: bool = False
     renewing: bool = False
     started: float = 0.0
     restarts: int = -1
@@ -125,10 +129,14 @@ def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: 
 
 
 def adopted_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: int, left: Estate) -> Worker:
-    """A worker's memory as another supervisor made it. Raises KeyError or ValueError if it is not complete."""
+    """A worker's memory as another supervisor made it. Raises KeyError or ValueError if it is not complete.
+
+    Whoever captured packets through the one before is gone.
+    """
     layouts = _layouts(flows)
     fds = {name: left.take(f"{index}.{name}") for name in layouts}
     records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
+    control[memory.CAPTURE] = 0
     reading = reports.Reports(ring, left.take(f"{index}.missed"))
     return Worker(index, cpu, queue, sockets, fds, records, counts, control, ring, reading, left.take(f"{index}.wake"))
 
@@ -168,6 +176,8 @@ class WorkerPool:
         self._template: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._retired: socket.socket | None = None
+        self._is_first = True
+        """Whether the next supervisor is to find our template, and not one that has it all already."""
         self._gone = asyncio.Event()
         self._statuses: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -219,17 +229,16 @@ class WorkerPool:
         template = None if self._left is None else self._left.control
         if renew:
             self._retired, template = template, None
+            self._is_first = self._retired is None
         self._spawn_task(self._keep_template(template))
         if renew or not all(worker.pid for worker in self._workers):
             await asyncio.wait_for(self._ready.wait(), TEMPLATE_READY_S)
-        for worker in self._workers:
-            if not worker.pid:
-                self._request(worker)
         async with asyncio.timeout(limits.WORKER_EXIT_S + TEMPLATE_READY_S):
             for worker in self._workers:
                 await worker.running.wait()
         self.keepers.describe(estate.manifest(self._config, len(self._workers), self.seed))
         if renew:
+            self._hand_over()
             self._spawn_task(self._renew_all())
 
     def adopt(self) -> None:
@@ -242,12 +251,26 @@ class WorkerPool:
             elif pidfd >= 0:
                 os.close(pidfd)
             if not worker.pid and not worker.running.is_set():
+                self.keepers.drop(process_name(worker.index))
                 worker.counters[counters.ANNOUNCED] = ASLEEP
+
+    def _hand_over(self) -> None:
+        """Our template has everything: the next supervisor is to find it. From now on the one before ends, and its
+        workers with it, if we die: the next one would take them for workers of ours."""
+        if self._retired is None:
+            return
+        self._is_first = True
+        try:
+            estate.show(self._config.paths.runtime)
+            self._retired.send(json.dumps({"manifest": None}).encode())
+        except OSError as error:
+            log.warning("a restart may find the template before", extra={"error": str(error)})
 
     async def _renew_all(self) -> None:
         await self.renew()
         if self._retired is not None:
-            self._retired.send(json.dumps({"leave": True}).encode())
+            with suppress(OSError):
+                self._retired.send(json.dumps({"leave": True}).encode())
             self._retired.close()
             self._retired = None
 
@@ -264,7 +287,12 @@ class WorkerPool:
     def _spawn_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("ended", extra={"task": task.get_name()}, exc_info=error)
 
     # --- misses --------------------------------------------------------------------------------------------------
 
@@ -304,18 +332,19 @@ class WorkerPool:
         """Start the template, and again whenever it ends; at first there may be one already."""
         while not self._stopping:
             started = time.monotonic()
-            if control is None:
-                await self._run_template()
-            else:
-                await self._follow(control, is_ready=True)
-                control = None
+            try:
+                await (self._run_template() if control is None else self._follow(control, is_ready=True))
+            except OSError as error:
+                log.error("cannot start the worker template, trying again", extra={"error": str(error)})
+            control = None
             if not self._stopping:
                 log.error("worker template ended", extra={"after_s": round(time.monotonic() - started, 1)})
                 await asyncio.sleep(BACKOFF_S)
 
     async def _run_template(self) -> None:
+        """Start a template, and speak with it until it ends. Raises OSError if it cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with self._new_listener() as listener:
+        with ours, theirs, self._new_listener() as listener:
             self._template = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -325,15 +354,16 @@ class WorkerPool:
                 pass_fds=[theirs.fileno(), listener.fileno()],
                 start_new_session=True,
             )
-        theirs.close()
-        self._note(record.TEMPLATE, self._template.pid)
-        await self._follow(ours, is_ready=False)
+            theirs.close()
+            listener.close()
+            self._note(record.TEMPLATE, self._template.pid)
+            await self._follow(ours, is_ready=False)
         await self._template.wait()
 
     def _new_listener(self) -> socket.socket:
         """Where the next supervisor finds the template; where nothing can be written, nobody will."""
         try:
-            return estate.listener(self._config.paths.runtime)
+            return estate.listener(self._config.paths.runtime, beside=not self._is_first)
         except OSError as error:
             log.warning("a restart will begin anew", extra={"error": str(error)})
             nowhere = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -355,14 +385,16 @@ class WorkerPool:
             loop.remove_reader(control.fileno())
             self._ready.clear()
             self._control = None
+            for worker in self._workers:
+                worker.requested = False
             control.close()
 
     def _template_ready(self) -> None:
         self._ready.set()
         self.keepers.tell_again()
-        for worker in self._workers:  # those that another template, or supervisor, started
-            if worker.pidfd >= 0:
-                self._tell({"hold": [process_name(worker.index)]}, [worker.pidfd])
+        for worker in self._workers:
+            if not worker.pid:
+                self._spawn_task(self._replace(worker, 0.0))
 
     def _receive(self, control: socket.socket) -> None:
         """Handle one message of the template."""
@@ -388,7 +420,7 @@ class WorkerPool:
     # --- processes -----------------------------------------------------------------------------------------------
 
     def _request(self, worker: Worker) -> None:
-        """Ask the template for a process."""
+        """Ask the template for a process. It may not listen: then ``requested`` stays as it is."""
         assert self._publisher is not None
         assert self._control is not None
         capacity = self._publisher.capacity
@@ -420,11 +452,15 @@ class WorkerPool:
         fds += [sock.fileno() for sock in socks.sources]
         try:
             socket.send_fds(self._control, [spawn.encode()], fds)
+            worker.requested = True
+        except OSError as error:  # it has ended, and its end is being waited for; or its buffer is full
+            log.warning("the worker template takes no request", extra={"worker": worker.index, "error": str(error)})
         finally:
             os.close(tables)
 
     def _started(self, worker: Worker, pid: int, pidfd: int) -> None:
         worker.restarts += 1
+        worker.requested = False
         log.info("worker started", extra={"worker": worker.index, "pid": pid, "cpu": worker.cpu})
         self._watch(worker, pid, pidfd)
 
@@ -433,6 +469,7 @@ class WorkerPool:
         worker.pid, worker.pidfd, worker.started = pid, pidfd, time.monotonic()
         worker.restarts = max(0, worker.restarts)
         self._note(record.worker(worker.index), pid)
+        self.keepers.keep({process_name(worker.index): pidfd})
         worker.ended.clear()
         worker.running.set()
         asyncio.get_running_loop().add_reader(pidfd, self._ended, worker, pidfd)
@@ -440,6 +477,7 @@ class WorkerPool:
     def _ended(self, worker: Worker, pidfd: int) -> None:
         """A worker's process is gone: replace it, unless we are stopping."""
         asyncio.get_running_loop().remove_reader(pidfd)
+        self.keepers.drop(process_name(worker.index))
         os.close(pidfd)
         worker.counters[counters.ANNOUNCED] = ASLEEP
         worker.running.clear()
@@ -454,11 +492,16 @@ class WorkerPool:
         self._spawn_task(self._replace(worker, BACKOFF_S if early else 0.0))
 
     async def _replace(self, worker: Worker, delay: float) -> None:
-        if delay:
-            await asyncio.sleep(delay)
-        await self._ready.wait()
-        if not self._stopping:
-            self._request(worker)
+        """Ask for a process until a template has taken the request. Several may try: one asks."""
+        await asyncio.sleep(delay)
+        while not self._stopping:
+            await self._ready.wait()
+            if worker.pid or worker.requested:
+                return
+            if self._control is not None:
+                self._request(worker)
+            if not worker.requested:
+                await asyncio.sleep(BACKOFF_S)
 
     # --- end -----------------------------------------------------------------------------------------------------
 
@@ -471,7 +514,8 @@ class WorkerPool:
         await asyncio.gather(*(self._end_worker(worker) for worker in self._workers))
         for control in (self._control, self._retired):
             if control is not None:
-                control.send(json.dumps({"leave": True}).encode())
+                with suppress(OSError):  # it has ended already
+                    control.send(json.dumps({"leave": True}).encode())
         if self._control is not None:
             await self._stop_template()
         await self._end_tasks()
@@ -482,6 +526,12 @@ class WorkerPool:
         for worker in self._workers:
             asyncio.get_running_loop().remove_reader(worker.reports.descriptor)
         await self._end_tasks()
+
+    async def is_kept(self, seconds: float) -> bool:
+        """Whether a template has, within this time, what the next supervisor needs."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), seconds)
+        return self._ready.is_set()
 
     def keep_connection(self, descriptor: int | None) -> None:
         """Have the connection to the cluster outlive us; None: there is none."""
@@ -496,8 +546,7 @@ class WorkerPool:
             if worker.pidfd >= 0 and worker.counters[counters.ANNOUNCED] < epoch:
                 log.error("worker is stuck, killed", extra={"worker": worker.index, "pid": worker.pid})
                 assert self._left is not None
-                if self._left.control is not None:
-                    socket.send_fds(self._left.control, [json.dumps({"kill": True}).encode()], [worker.pidfd])
+                self._left.kill(worker.pidfd)
 
     def kill(self, pidfd: int) -> None:
         """End a process that may be another user's."""

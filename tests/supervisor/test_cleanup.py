@@ -125,9 +125,10 @@ def test_what_others_made_stays(hub: World) -> None:
     assert "edge-br0" not in links
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_orphans(kept: bool) -> None:
+def test_orphans() -> None:
     workers = {"worker.0": 7, "worker.1": 8}
-    assert record.orphans(workers, kept) == ({} if kept else workers)
-    assert record.orphans({**workers, "template": 6}, kept) == {}
-    assert record.orphans({**workers, "supervisor": 5}, kept) == {}
+    assert record.orphans(workers, ()) == workers
+    assert record.orphans(workers, ("manifest", "tables", "0.tun", "1.tun")) == workers, "nobody has the processes"
+    assert record.orphans(workers, ("0.process", "manifest")) == {"worker.1": 8}
+    assert record.orphans({**workers, "template": 6}, ()) == {}
+    assert record.orphans({**workers, "supervisor": 5}, ()) == {}

@@ -1,5 +1,6 @@
 """What a supervisor does with what another one left: decided by their manifests, and by nothing else."""
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from appliance.config import Config, keys
-from appliance.supervisor import estate
+from appliance.supervisor import estate, main
+from appliance.supervisor.errors import StartError
 from appliance.supervisor.estate import Step
 from appliance.supervisor.notify import Systemd, kept
 
@@ -59,6 +61,17 @@ def test_an_estate_that_lacks_something_is_not_complete() -> None:
         assert not estate.Estate({}, dict.fromkeys(set(names) - {name}, -1)).is_complete(1, 1), name
 
 
+@pytest.mark.parametrize(
+    ("manifest", "step"),
+    [(OURS, Step.ANEW), ({**OURS, "code": "0"}, Step.ANEW), ({**OURS, "layout": "0"}, Step.REFUSE)],
+)
+def test_something_that_lacks_begins_anew_but_another_layout_is_left_alone(
+    manifest: dict[str, object], step: Step
+) -> None:
+    """Its names are others too: nothing of it may count as missing, as then what runs would be ended."""
+    assert estate.decided(estate.Estate(manifest), OURS).step is step
+
+
 class Store:
     """A service manager that keeps descriptors, as systemd does."""
 
@@ -72,18 +85,24 @@ class Store:
     def listen(self) -> None:
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
+                self.one()
             except BlockingIOError:
                 return
-            lines = data.decode().split("\n")
-            name = next((it.partition("=")[2] for it in lines if it.startswith("FDNAME=")), "")
-            if "FDSTORE=1" in lines:
-                assert "FDPOLL=0" in lines
-                self.kept.append((name, fds[0]))
-            elif "FDSTOREREMOVE=1" in lines:
-                self.kept = [it for it in self.kept if it[0] != name]
-            else:
-                self.said += lines
+
+    def one(self) -> None:
+        data, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
+        lines = data.decode().split("\n")
+        name = next((it.partition("=")[2] for it in lines if it.startswith("FDNAME=")), "")
+        if "FDSTORE=1" in lines:
+            assert "FDPOLL=0" in lines
+            self.kept.append((name, fds[0]))
+        elif "FDSTOREREMOVE=1" in lines:
+            self.kept = [it for it in self.kept if it[0] != name]
+        elif "BARRIER=1" in lines:
+            assert lines == ["BARRIER=1"]
+            os.close(fds[0])
+        else:
+            self.said += lines
 
     def environment(self) -> dict[str, str]:
         """How the next process hears of them; they are moved to where it expects them."""
@@ -123,6 +142,24 @@ def test_systemd_keeps_what_it_was_told_of(tmp_path: Path, monkeypatch: pytest.M
     keepers.clear()
     store.listen()
     assert store.kept == []
+
+
+def test_the_watchdog_hears_of_a_start_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a restart, when systemd listens for it all the time."""
+    store = Store(tmp_path / "notify")
+
+    async def start(_: main.Supervisor) -> None:
+        while store.said.count("WATCHDOG=1") < 3:
+            await asyncio.sleep(0.01)
+            store.listen()
+        raise StartError("heard")
+
+    monkeypatch.setattr(main.Supervisor, "start", start)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "100000")
+    config = Config.model_validate({"node": {"address": "192.0.2.1"}})
+    with pytest.raises(StartError, match="heard"):
+        asyncio.run(asyncio.wait_for(main._serve(config, tmp_path), 20))
 
 
 def test_descriptors_for_another_process_are_not_taken() -> None:

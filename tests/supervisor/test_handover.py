@@ -1,11 +1,15 @@
 """What a supervisor that dies, or restarts on purpose, leaves to the next one: everything."""
 
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.client import ApiError
+from appliance.dataplane import memory
+from appliance.supervisor import record
 from tests.supervisor.world import Node, World, alive, until
 
 pytestmark = pytest.mark.root
@@ -41,8 +45,12 @@ def goes_on(node: Node, how: str) -> None:
     until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
     status = node.api.status()
     before, links, epoch, resolver = workers(node), node.namespace.state(), status["tables"]["epoch"], status["naming"]
+    control = control_of(node)
+    os.pwrite(control, (1).to_bytes(8, "little"), 8 * memory.CAPTURE)  # as if it had gone in the middle of a capture
     again(node, how)
     assert workers(node) == before, how
+    assert not any(os.pread(control, 8, 8 * memory.CAPTURE)), how
+    os.close(control)
     assert node.namespace.state() == links, how
     assert node.api.status()["tables"]["epoch"] > epoch, how
     until(lambda: not alive(resolver["pid"]), "the next resolver has taken over, and the old one was waited for", 30)
@@ -67,3 +75,61 @@ def again(node: Node, how: str) -> None:
         assert node.popen is not None
         assert node.api.restart() == node.popen.pid
         until(lambda: since(node) not in (0.0, started), "it is back", 60)
+
+
+def control_of(node: Node) -> int:
+    """A worker's control words."""
+    mine = Path(f"/proc/{record.alive(node.directory / 'run')['supervisor']}/fd")
+    found = next(it for it in mine.iterdir() if "edge-control-0" in str(it.readlink()))
+    return os.open(found, os.O_RDWR)
+
+
+def kill_template(node: Node) -> None:
+    pid = record.alive(node.directory / "run")["template"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: record.started(pid) == 0, "it has ended")
+
+
+def test_a_worker_that_dies_with_its_template_is_replaced(hub: World) -> None:
+    node = alone(hub).start()
+    first, second = workers(node)
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
+    os.kill(first, signal.SIGKILL)
+    kill_template(node)
+    until(lambda: workers(node)[0] not in (0, first), "the next template was asked for it", 60)
+    assert workers(node)[1] == second
+    before = workers(node)
+    kill_template(node)
+    again(node, "restart")
+    assert workers(node) == before, "it waited for a template that keeps them"
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
+    kill_template(node)
+    node.stop(signal.SIGKILL)
+    node.start()
+    assert not any(map(record.started, before)), "its template had been told nothing yet"
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
+    assert node.stop() == 0
+    until(lambda: not node.processes(), "a stop on purpose ends everything")
+
+
+def test_a_supervisor_that_dies_before_it_has_renewed_leaves_everything(hub: World) -> None:
+    node = alone(hub).start()
+    before = workers(node)
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
+    node.stop(signal.SIGKILL)
+    node.settings["workers"]["busy_poll"] = 5
+    node.launch()
+    until(lambda: (node.directory / "run" / "holder.new").exists(), "its template begins", 60)
+    node.stop(signal.SIGKILL)
+    assert all(map(record.started, before))
+    node.start()
+    until(lambda: not any(map(record.started, before)), "all were replaced", 30)
+    until(lambda: 0 not in workers(node), "they run", 30)
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
+    assert "beginning anew" not in node.log.read_text()
+    assert node.log.read_text().count("step=renew") == 2
+    again(node, "SIGUSR2")
+    assert node.log.read_text().count("step=adopt") == 1, "the next one finds the last template"
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver has taken over", 30)
+    assert node.stop() == 0
+    until(lambda: not node.processes(), "a stop on purpose ends everything")

@@ -98,14 +98,18 @@ class Node:
 
     def start(self, program: str = "appliance", after: int = 0) -> "Node":
         """Starts the supervisor, or a program that is one (``dying``), and waits until its API answers."""
+        self.launch(program, after)
+        until(self._answers, f"{self.name} is ready", READY_S)
+        return self
+
+    def launch(self, program: str = "appliance", after: int = 0) -> None:
+        """Starts it."""
         file = self.directory / "appliance.toml"
         file.write_text(in_force(Config.model_validate(self._config())))
         arguments = ["run", "-c", str(file)] if program == "appliance" else [str(file), str(after)]
         command = ["ip", "netns", "exec", self.namespace.name, sys.executable, "-m", program, *arguments]
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
-        until(self._answers, f"{self.name} is ready", READY_S)
-        return self
 
     def _answers(self) -> bool:
         assert self.popen is not None
