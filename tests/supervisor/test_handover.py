@@ -117,7 +117,9 @@ def test_a_worker_that_dies_with_its_template_is_replaced(hub: World) -> None:
     until(lambda: not forwarding(node), "a stop on purpose ends template and workers")
 
 
-def test_a_supervisor_that_dies_before_it_has_renewed_leaves_everything(hub: World) -> None:
+def test_a_supervisor_that_dies_before_it_has_renewed_leaves_everything(hub: World, long: bool) -> None:
+    if not long:
+        pytest.skip("four starts of a supervisor: only with --long")
     node = alone(hub).start()
     before = workers(node)
     until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
