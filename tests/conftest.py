@@ -58,15 +58,21 @@ COMPUTING = (
     "tests/observe/test_trace.py",
     *(f"tests/dataplane/test_{name}.py" for name in ("balance", "bounds", "probe", "worker")),
 )
-"""Tests that need nothing of the machine but a processor. With ``pytest -n 2 --dist loadscope`` they run one after
-another beside all others, which wait on the kernel, brokers and clocks and run one after another too, and give way."""
+"""Tests that need nothing of the machine but a processor, and give way where they run beside others."""
+BESIDE = (
+    *COMPUTING,
+    *(f"tests/{name}/" for name in ("cluster", "manager", "naming")),
+    *(f"tests/supervisor/test_{name}.py" for name in ("killed", "membership")),
+)
+"""Tests that have brokers and namespaces of their own. With ``pytest -n 2 --dist loadscope`` they run one after another
+beside all others, which run one after another too."""
 
 
 class Groups(LoadScopeScheduling):
     """The two groups, a process each."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "computing" if nodeid.startswith(COMPUTING) else "waiting"
+        return "beside" if nodeid.startswith(BESIDE) else "others"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:

@@ -7,6 +7,7 @@ The instruction encoding is that of the kernel's Documentation/bpf/standardizati
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -108,6 +109,10 @@ class Assembler:
         return struct.pack("<BBhI", opcode, source << 4 | target, distance, constant & 0xFFFFFFFF)
 
 
+_ATTEMPTS = 5
+"""The verifier gives up with EAGAIN when a signal is pending (kernel/bpf/verifier.c), such as a child's end."""
+
+
 def load_socket_filter(program: bytes, name: str) -> int:
     """Load a socket filter; gives its descriptor. Raises OSError with the verifier's last words."""
     log = ctypes.create_string_buffer(65_536)
@@ -129,7 +134,10 @@ def load_socket_filter(program: bytes, name: str) -> int:
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     libc = ctypes.CDLL(None, use_errno=True)
     number = _SYSCALL_BPF[platform.machine()]
-    fd = int(libc.syscall(ctypes.c_long(number), _PROG_LOAD, ctypes.byref(buffer), len(attributes)))
+    for _ in range(_ATTEMPTS):
+        fd = int(libc.syscall(ctypes.c_long(number), _PROG_LOAD, ctypes.byref(buffer), len(attributes)))
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
     if fd < 0:
         code_ = ctypes.get_errno()
         words = log.value.decode(errors="replace").strip().splitlines()
