@@ -88,7 +88,7 @@ RESOLVER: Final = Calls(
     (
         *_MEMORY, *_TIME, *_END,
         "read", "write", "readv", "writev", "close", "dup", "fcntl", "ioctl", "lseek", "pread64",
-        "socket", "bind", "connect", "listen", "accept", "accept4", "shutdown",
+        "socket", "socketpair", "bind", "connect", "listen", "accept", "accept4", "shutdown",
         "getsockopt", "setsockopt", "getsockname", "getpeername",
         "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg",
         "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "poll", "ppoll", "select", "pselect6",
