@@ -170,7 +170,8 @@ class Storm:
 @asynccontextmanager
 async def storm() -> AsyncIterator[tuple[Storm, Cluster, Manager]]:
     """A cluster of one manager, and no node yet."""
-    with tempfile.TemporaryDirectory() as directory, cluster(Path(directory)) as own:
+    # The broker of a manager that has ended may still write for a moment.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, cluster(Path(directory)) as own:
         manager = own.manager(*OPTIONS)
         async with AsyncExitStack() as stack, aiohttp.ClientSession() as http:
             yield Storm(own, manager, stack, http), own, manager

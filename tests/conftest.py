@@ -62,7 +62,7 @@ COMPUTING = (
 BESIDE = (
     *COMPUTING,
     *(f"tests/{name}/" for name in ("cluster", "manager", "naming")),
-    *(f"tests/supervisor/test_{name}.py" for name in ("killed", "membership")),
+    *(f"tests/supervisor/test_{name}.py" for name in ("killed", "membership", "nodeengine")),
 )
 """Tests that have brokers and namespaces of their own. With ``pytest -n 2 --dist loadscope`` they run one after another
 beside all others, which run one after another too."""

@@ -22,7 +22,7 @@ def test_the_sink_counts_every_packet_that_the_generator_sent(address, flows):
         thread = threading.Thread(target=lambda: found.append(udp.count(sink)))
         thread.start()
         with udp.Generator(address, sink.getsockname()[1], flows) as source:
-            sent = source.generate(64, 0.05)
+            sent = source.generate(64, 0.02)  # all of it fits the sink's buffer, should that have to wait for a CPU
         thread.join(10)
     assert sent.packets > udp.BATCH
     assert sent.refused == 0
