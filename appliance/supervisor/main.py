@@ -159,29 +159,41 @@ class Supervisor:
             raise
 
     async def _start(self) -> None:
-        from appliance.supervisor import monitor
-        from appliance.supervisor.api import serve
-        from appliance.supervisor.membership import Membership
-        from appliance.supervisor.peers import Peers
-        from appliance.supervisor.ports import Ports
-        from appliance.supervisor.prober import Prober
-        from appliance.supervisor.publication import Publication
-        from appliance.supervisor.upkeep import Upkeep
-        from appliance.supervisor.workers import WorkerPool, cpus_of
-        from appliance.tables.catalogue import Catalogue
-        from appliance.tables.publish import Publisher
-
         self._make_directories()
-        workers = len(cpus_of(self.config))
+        workers = len(self._cpus())
         left, step = self._left(workers)
         self._goes_on = left is not None
         self.record = record.Record(self.config.paths.runtime)
         self.record.put(record.SUPERVISOR, os.getpid())
+        self._open_pool(workers, left)
+        await self._open_tables(left)
+        await self._make_parts()
+        await self._join()
+        await self._run_workers(left, step)
+        await self._serve()
+        self._goes_on = False
+        log.info("ready", extra={"address": str(self.address), "workers": workers})
+
+    def _cpus(self) -> Sequence[int]:
+        from appliance.supervisor.workers import cpus_of
+
+        return cpus_of(self.config)
+
+    def _open_pool(self, workers: int, left: Estate | None) -> None:
+        """Queues, sockets and the workers' memory: what was left, or new."""
+        from appliance.supervisor.workers import WorkerPool
+
         tun = self._open_tun(workers, left)
         sockets = self._open_sockets(workers, left)
         self.pool = WorkerPool(self.config, tun, sockets, left, self.systemd, self.record.put)
         self._stack.callback(self.pool.close)
         self.pool.adopt()
+
+    async def _open_tables(self, left: Estate | None) -> None:
+        """The shared tables, and what is written into them."""
+        from appliance.tables.catalogue import Catalogue
+        from appliance.tables.publish import Publisher
+
         try:
             tables = None if left is None else left.take("tables")
             self.publisher = Publisher(self._capacity(), self.pool.announced, tables)
@@ -191,6 +203,15 @@ class Supervisor:
         await inheritance.quiet(self.publisher, self.pool)
         self.publisher.set_ranges(self.config.network.services, self.config.network.overlay)
         self.catalogue = Catalogue(self.publisher)
+
+    async def _make_parts(self) -> None:
+        """Who decides what the tables have."""
+        from appliance.supervisor.membership import Membership
+        from appliance.supervisor.peers import Peers
+        from appliance.supervisor.ports import Ports
+        from appliance.supervisor.prober import Prober
+        from appliance.supervisor.publication import Publication
+
         here = Endpoint(self.address, self.port)
         self.peers = Peers(self.catalogue, here)
         self.pool.on_too_big = self.peers.too_big
@@ -204,6 +225,11 @@ class Supervisor:
         self.membership = Membership(
             self.config, here, self.environment, self.publication, self.pool, self.peers, self._set_gateways
         )
+
+    async def _join(self) -> None:
+        """The node becomes a member, and follows what changes on this host."""
+        from appliance.supervisor.upkeep import Upkeep
+
         self._stack.push_async_callback(self.environment.close)
         self._stack.push_async_callback(self._end_pool)
         self._stack.push_async_callback(self.membership.stop)
@@ -214,6 +240,8 @@ class Supervisor:
         self.upkeep = Upkeep(self.environment, self.attachment_gone, self.uplink_changed)
         self._stack.push_async_callback(self.upkeep.stop)
         await self.upkeep.start()
+
+    async def _run_workers(self, left: Estate | None, step: Step) -> None:
         await self.pool.start(
             self.publisher,
             udp_gso=self.offloads["udp_gso"].on,
@@ -226,13 +254,17 @@ class Supervisor:
             left.close()
             settling = asyncio.ensure_future(inheritance.settle(self.catalogue, self.membership, self.pool))
             self._stack.callback(settling.cancel)
+
+    async def _serve(self) -> None:
+        """Names, exposed services, the API, and what watches over all of it."""
+        from appliance.supervisor import monitor
+        from appliance.supervisor.api import serve
+
         self._start_naming()
         self._start_ingress()
         self._close_api = await serve(self)
         self._stack.push_async_callback(self._close_api)
         self._stack.push_async_callback(await monitor.serve(self))
-        self._goes_on = False
-        log.info("ready", extra={"address": str(self.address), "workers": workers})
 
     async def _end_pool(self) -> None:
         """A supervisor that could not go on with what there was leaves it to one that can."""
