@@ -31,6 +31,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+import dns.rdata
 import uvloop
 
 from appliance import privileges
@@ -297,10 +298,17 @@ def main() -> None:
     start, sockets = receive_start(supervisor)
     Path("/proc/self/comm").write_text("edge-resolver")
     configure(start["log"])
+    preload()
     privileges.drop(start["uid"], start["gid"])
     privileges.without_io_uring()
     supervisor.setblocking(False)
     uvloop.run(_run(supervisor, start, sockets))
+
+
+def preload() -> None:
+    """Imports now what dnspython imports when it meets a type: whom this process becomes may not read where we are
+    installed, and records of a type that cannot be imported would be bytes without a meaning, for good."""
+    dns.rdata.load_all_types()
 
 
 async def _run(supervisor: socket.socket, start: dict[str, Any], sockets: list[socket.socket]) -> None:
