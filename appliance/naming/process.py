@@ -31,6 +31,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+import dns.asyncbackend
 import dns.rdata
 import uvloop
 
@@ -306,9 +307,10 @@ def main() -> None:
 
 
 def preload() -> None:
-    """Imports now what dnspython imports when it meets a type: whom this process becomes may not read where we are
-    installed, and records of a type that cannot be imported would be bytes without a meaning, for good."""
+    """Imports now what dnspython imports when it meets a type, or asks: whom this process becomes may not read where we
+    are installed, and records of a type that cannot be imported would be bytes without a meaning, for good."""
     dns.rdata.load_all_types()
+    dns.asyncbackend.get_backend("asyncio")
 
 
 async def _run(supervisor: socket.socket, start: dict[str, Any], sockets: list[socket.socket]) -> None:

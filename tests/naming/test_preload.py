@@ -9,12 +9,13 @@ from appliance.naming import process
 if sys.argv[1] == "preload":
     process.preload()
 sys.meta_path.clear()
-import dns.rdata
+import dns.asyncbackend, dns.rdata
 for kind, text in ("A", "192.0.2.7"), ("AAAA", "2001:db8::7"), ("SRV", "0 0 80 web."), ("TXT", "a"), ("PTR", "web."):
     wire = dns.rdata.from_text("IN", kind, text).to_wire()
     print(kind, dns.rdata.from_wire("IN", kind, wire, 0, len(wire)))
+print(dns.asyncbackend.get_backend("asyncio").name())
 """
-TEXTS = ["A 192.0.2.7", "AAAA 2001:db8::7", "SRV 0 0 80 web.", 'TXT "a"', "PTR web."]
+TEXTS = ["A 192.0.2.7", "AAAA 2001:db8::7", "SRV 0 0 80 web.", 'TXT "a"', "PTR web.", "asyncio"]
 
 
 def records(how: str) -> list[str]:
