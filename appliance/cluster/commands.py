@@ -46,6 +46,11 @@ class NodesChanged:
 
 
 @dataclass(frozen=True)
+class Flush:
+    """What has changed until here is to be in the tables before what follows is said."""
+
+
+@dataclass(frozen=True)
 class Answered:
     """Whoever waits for a key may go on; ``found``: the cluster has instances of it, and they are known now."""
 
@@ -69,4 +74,4 @@ class Refused:
 
 
 Transmission = Publish | Subscribe | Unsubscribe
-Command = Transmission | Changed | NodesChanged | Answered | Assigned | Refused
+Command = Transmission | Changed | NodesChanged | Flush | Answered | Assigned | Refused

@@ -41,6 +41,11 @@ class Known:
         """Whether an instance of a job runs here."""
         return job in self._own
 
+    def is_addressed(self, deployment: Deployment) -> bool:
+        """Whether the cluster said which ServiceIPs an instance that runs here has, its own among them."""
+        instances = self._jobs[deployment.job].instances
+        return any(it.number == deployment.number and it.service_ips for it in instances)
+
     def deployments(self) -> Iterator[Deployment]:
         """What runs here."""
         return (deployment for numbers in self._own.values() for deployment in numbers.values())

@@ -27,7 +27,7 @@ from typing import Any, Final
 from appliance.cluster import requests, topics
 from appliance.cluster.access import access
 from appliance.cluster.checks import Ranges, Subnetwork
-from appliance.cluster.commands import Answered, Assigned, Changed, Command, NodesChanged, Publish, Refused
+from appliance.cluster.commands import Answered, Assigned, Changed, Command, Flush, NodesChanged, Publish, Refused
 from appliance.cluster.errors import ClusterError
 from appliance.cluster.feed import Feed, Tables
 from appliance.cluster.keeper import Keeper
@@ -228,6 +228,8 @@ class Member:
                 case NodesChanged(nodes):
                     self._feed.change_nodes(nodes)
                     self._keeper.change()
+                case Flush():
+                    self._feed.flush()
                 case Answered(key, found):
                     self._settle(key, found)
                 case Assigned(subnetwork):

@@ -28,6 +28,10 @@ recently used; the instances that run here, and the removals. ``OPEN_MAX`` quest
 **The cluster's nodes** are listed by a manager of ours, in retained messages (``nodes``), and so are the jobs that
 nodes open ports for: a node that is to open some follows the job as if it were used.
 
+**An instance that begins here** is announced once this node knows the instance's own addresses and has them in its
+tables: the others call it as soon as they hear of it, and its answers leave under those addresses. A manager lists an
+instance with them before it runs; so the job is asked for first, and ``ANNOUNCE_WAIT`` bounds the wait.
+
 **Health** of the instances here is said when it changes, and again on each connection.
 
 **Messages** are checked as a whole before anything is changed. A wrong one is counted, and reported as ``Refused``.
@@ -49,6 +53,7 @@ from appliance.cluster.commands import (
     Assigned,
     Changed,
     Command,
+    Flush,
     NodesChanged,
     Publish,
     Refused,
@@ -74,6 +79,8 @@ from appliance.tables.layout import IPAddress
 SUBNET_RETRY_FIRST: Final = 3.0
 SUBNET_RETRY_LONGEST: Final = 12.0
 """Seconds. An existing manager gives out a fresh subnet for each request, so a slow one should not hear many."""
+ANNOUNCE_WAIT: Final = 1.0
+"""Seconds. A cluster that does not answer, or knows no addresses of the instance, is told of it all the same."""
 REFRESH_SPREAD: Final = 0.2
 """Share of the refresh interval by which it varies, so that questions do not come in step."""
 _SUBNET: Final = Timer("subnet")
@@ -107,6 +114,7 @@ class Session:
         self._queries = Queries(times.query_timeout)
         self._interests: dict[str, Interest] = {}
         self._removed: dict[tuple[str, int], Deployment] = {}
+        self._unannounced: dict[str, set[int]] = {}
         self._timers = Timers()
         self._connected = False
         self._subnet_requests = 0
@@ -184,7 +192,7 @@ class Session:
             self._timers.set(Timer("interest", interest.job), now + self._times.interest)
             self._queries.ask(interest.job)
         self._send_queries(now)
-        self._announce()
+        self._announce_all(now)
         if self._subnet_requests:
             self._subnet_requests = 0
             self._request_subnet(now)
@@ -193,9 +201,10 @@ class Session:
     def _precedence(self, interest: Interest) -> tuple[bool, float]:
         return not self._known.is_deployed(interest.job), -interest.used_at
 
-    def _announce(self) -> None:
+    def _announce_all(self, now: float) -> None:
+        self._unannounced.clear()
         for deployment in self._known.deployments():
-            self._say(requests.deployed(deployment, self._known.here))
+            self._announce(deployment, now)
         for (job, number), is_good in self._health.items():
             self._say(requests.health(job, number, is_good=is_good))
         for deployment in self._removed.values():
@@ -234,9 +243,31 @@ class Session:
         check_job(deployment.job)
         self._removed.pop((deployment.job, deployment.number), None)
         self._change(self._known.deploy(deployment))
-        self._say(requests.deployed(deployment, self._known.here))
-        self._queries.ask(self._interest(deployment.job, now).job)
+        interest = self._interest(deployment.job, now)
+        interest.again |= self._queries.ask(interest.job).sent
+        self._announce(deployment, now)
         return self._drain(now)
+
+    def _announce(self, deployment: Deployment, now: float) -> None:
+        """Says that an instance runs here, or lets that wait for its addresses."""
+        if self._known.is_addressed(deployment):
+            self._say_deployed(deployment)
+            return
+        if deployment.job not in self._unannounced:
+            self._timers.set(Timer("announce", deployment.job), now + ANNOUNCE_WAIT)
+        self._unannounced.setdefault(deployment.job, set()).add(deployment.number)
+
+    def _announce_waiting(self, job: str, *, all_of_them: bool) -> None:
+        """Says which instances of a job run here, of those that waited: the ones with addresses, or all of them."""
+        left = set()
+        for number in sorted(self._unannounced.pop(job, ())):
+            deployment = self._known.deployment(job, number)
+            if deployment is not None and (all_of_them or self._known.is_addressed(deployment)):
+                self._say_deployed(deployment)
+            elif deployment is not None:
+                left.add(number)
+        if left:
+            self._unannounced[job] = left
 
     def undeploy(self, job: str, number: int, now: float) -> list[Command]:
         """An instance runs here no more; nothing if it did not. What is known of its job stays for a lifetime."""
@@ -392,6 +423,7 @@ class Session:
             self._leave(interest)
             return
         interest.refreshed(now)
+        self._announce_waiting(interest.job, all_of_them=not interest.again)
         vary = 1 + REFRESH_SPREAD * (self._chance() - 0.5)
         pause = self._times.refresh * vary if exists else self._times.query_timeout
         self._timers.set(Timer("refresh", interest.job), now + pause)
@@ -432,6 +464,8 @@ class Session:
             elif timer == _NODES:
                 self._change_nodes(self._list.settle())
                 self._exposed.settle()
+            elif timer.kind == "announce":
+                self._announce_waiting(timer.key, all_of_them=True)
             elif self._connected and timer.key in self._interests:
                 self._review(timer.kind, self._interests[timer.key], now)
         return self._drain(now)
@@ -508,6 +542,10 @@ class Session:
         if self._connected:
             kind, payload = request
             self._commands.append(Publish(topics.of_node(self._node, kind), payload, retain, token))
+
+    def _say_deployed(self, deployment: Deployment) -> None:
+        self._commands.append(Flush())
+        self._say(requests.deployed(deployment, self._known.here))
 
     def _say_undeployed(self, deployment: Deployment) -> None:
         token = (deployment.job, deployment.number)

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.cluster.commands import Assigned, Command, NodesChanged, Publish, Refused, Subscribe
+from appliance.cluster.commands import Assigned, Changed, Command, Flush, NodesChanged, Publish, Refused, Subscribe
 from appliance.cluster.interests import HINT_QUIET
 from appliance.cluster.messages import ClusterNode, MessageError, entries, parse_results
 from appliance.cluster.nodes import SETTLE
 from appliance.cluster.queries import OPEN_MAX, UNKNOWN_FOR, WAITED_MAX
 from appliance.cluster.requests import Deployment, Endpoint
+from appliance.cluster.session import ANNOUNCE_WAIT
 from tests.cluster import wire
 from tests.cluster.node import (
     HERE,
@@ -306,9 +307,18 @@ def test_a_name_that_would_be_another_topic_is_refused(name: str) -> None:
 # --- Deployments --------------------------------------------------------------------------------
 
 
-def test_a_deployment_is_announced_and_asked_for() -> None:
+REGISTERED = instance(namespace_ip=None, namespace_ip_v6=None, host_ip=None, host_port=None)
+"""As a manager lists an instance that does not run yet."""
+
+
+def test_a_deployment_is_asked_for_and_announced_once_its_own_addresses_are_in_the_tables() -> None:
     node = Node()
     commands = node.deploy()
+    assert subscribed(commands) == [NOTICES]
+    assert queries(commands) == [JOB]
+    assert changed(commands) == {JOB}
+    assert said(commands, "service/deployed") == []
+    commands = node.answer(REGISTERED)
     assert said(commands, "service/deployed") == [
         {
             "appname": JOB,
@@ -320,13 +330,52 @@ def test_a_deployment_is_announced_and_asked_for() -> None:
             "host_ip": "192.0.2.1",
         }
     ]
-    assert subscribed(commands) == [NOTICES]
-    assert queries(commands) == [JOB]
-    assert changed(commands) == {JOB}
+    kinds = [type(it) for it in commands]
+    assert kinds.index(Changed) < kinds.index(Flush) < kinds.index(Publish)
+
+
+def test_a_deployment_whose_addresses_are_known_is_announced_at_once() -> None:
+    node = Node()
+    node.follow(REGISTERED)
+    assert len(said(node.deploy(), "service/deployed")) == 1
+
+
+def test_a_deployment_without_addresses_is_announced_with_the_answer_that_says_so() -> None:
+    node = Node()
+    node.deploy()
+    assert len(said(node.answer(), "service/deployed")) == 1
+    assert said(node.wait(10 * ANNOUNCE_WAIT), "service/deployed") == [], "once"
+
+
+def test_a_deployment_is_announced_in_time_though_the_cluster_does_not_answer() -> None:
+    node = Node()
+    node.deploy()
+    assert said(node.wait(0.9 * ANNOUNCE_WAIT), "service/deployed") == []
+    assert len(said(node.wait(0.2 * ANNOUNCE_WAIT), "service/deployed")) == 1
+    assert said(node.answer(REGISTERED), "service/deployed") == []
+
+
+def test_an_answer_to_a_question_from_before_a_deployment_is_asked_for_anew() -> None:
+    node = Node()
+    node.need()
+    node.deploy()
+    assert said(node.answer(instance(1)), "service/deployed") == [], "the manager may not have known of it"
+    assert queries(node.wait(HINT_QUIET)) == [JOB]
+    assert len(said(node.answer(instance(1), REGISTERED), "service/deployed")) == 1
+
+
+def test_what_goes_before_it_was_announced_is_not_announced() -> None:
+    node = Node()
+    node.deploy()
+    commands = node.do(node.session.undeploy(JOB, 0, node.now))
+    commands += node.wait(0.5 * ANNOUNCE_WAIT) + node.answer(REGISTERED) + node.wait(ANNOUNCE_WAIT)
+    assert said(commands, "service/deployed") == []
 
 
 def test_a_deployment_without_ipv6_sends_empty_text() -> None:
-    commands = Node().deploy(Deployment(JOB, 0, IPv4Address("10.18.0.2"), None))
+    node = Node()
+    node.follow(REGISTERED)
+    commands = node.deploy(Deployment(JOB, 0, IPv4Address("10.18.0.2"), None))
     assert said(commands, "service/deployed")[0]["nsipv6"] == ""
 
 
@@ -403,7 +452,7 @@ def test_what_is_deployed_again_is_not_said_to_be_gone() -> None:
     node.deploy()
     node.do(node.session.undeploy(JOB, 0, node.now))
     node.deploy()
-    commands = node.connect()
+    commands = node.connect() + node.answer(REGISTERED)
     assert said(commands, "service/undeployed") == []
     assert len(said(commands, "service/deployed")) == 1
 
