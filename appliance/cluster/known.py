@@ -141,8 +141,8 @@ class Known:
 
 
 def _addresses(result: TableQueryResult | None) -> set[IPAddress]:
-    """Every address of a job: its containers' and its services'."""
-    instances = () if result is None else result.instances
+    """Every address of a job that packets can be sent to: its containers' and its services'."""
+    instances = () if result is None else tuple(it for it in result.instances if it.is_deployed)
     own = {address for it in instances for address in (it.address_v4, it.address_v6)}
     services = {address for it in instances for ip in it.service_ips for address in (ip.v4, ip.v6)}
     return {address for address in own | services if address is not None}

@@ -38,6 +38,7 @@ from appliance.cluster.store import Kept, Store
 from appliance.cluster.transport import Transport
 from appliance.config import Config
 from appliance.tables.layout import IPAddress
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +98,7 @@ class Member:
     async def release(self) -> None:
         """Keeps what is known, and disconnects without a goodbye: the node goes on, and another process speaks for it
         soon."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self._keeper.flush()
         self._feed.flush()
         if self._timer is not None:

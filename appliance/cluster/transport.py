@@ -39,6 +39,7 @@ import aiomqtt
 from appliance.cluster.access import Access
 from appliance.cluster.commands import Publish, Subscribe, Transmission, Unsubscribe
 from appliance.cluster.connection import Connection
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 mqtt_log = log.getChild("mqtt")
@@ -170,7 +171,7 @@ class Transport:
         finally:
             self._broken = None
             self.hold(None)
-            await _cancel(self._calls)
+            await end(self._calls)
 
     async def _read(self, client: Connection, broken: asyncio.Future[None]) -> None:
         """Reports messages until the connection is lost, or a call says that it is of no use any more."""
@@ -180,7 +181,7 @@ class Transport:
             await (broken if broken.done() else reading)
         finally:
             broken.cancel()
-            await _cancel({reading})
+            await end({reading})
 
     async def _report(self, client: Connection) -> None:
         async for message in client.messages:
@@ -242,9 +243,3 @@ def _parts(command: Transmission) -> Iterator[Transmission]:
         return
     for start in range(0, len(command.topics), TOPICS_A_CALL):
         yield Subscribe(command.topics[start : start + TOPICS_A_CALL])
-
-
-async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

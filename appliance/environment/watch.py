@@ -41,6 +41,7 @@ from appliance.environment.errors import EnvironmentError_
 from appliance.environment.hints import Hints, Pace
 from appliance.environment.manager import EnvironmentManager
 from appliance.environment.namespace import apart
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +117,7 @@ class Watcher:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     # --- Events --------------------------------------------------------------------------------------------------
 

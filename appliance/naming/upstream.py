@@ -32,6 +32,7 @@ from dns.rdataclass import IN
 
 from appliance.naming import names, packet
 from appliance.naming.packet import Question, Record, Tail
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -156,9 +157,7 @@ class Upstream:
 
     async def close(self) -> None:
         """Ends what is under way."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         if self._resolver is not None:
             await self._resolver.close()
 

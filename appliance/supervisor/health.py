@@ -30,6 +30,7 @@ from appliance.cluster.messages import Health, TableQueryResult
 from appliance.config import Config
 from appliance.environment.attachment import Attachment
 from appliance.environment.manager import EnvironmentManager
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,7 @@ class Checks:
 
     async def stop(self) -> None:
         """Ends all checks."""
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await end(self._tasks.values())
 
     async def _follow(self, attachment: Attachment, health: Health) -> None:
         tally, told = Tally(health.rise, health.fall), None

@@ -38,6 +38,7 @@ from appliance.supervisor.membership import Membership
 from appliance.supervisor.ports import Ports
 from appliance.supervisor.publication import Publication
 from appliance.tables.catalogue import Catalogue
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +149,7 @@ class Ingress:
     async def stop(self) -> None:
         """Ends; the ports stay."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end({self._task})
         if self._again is not None:
             self._again.cancel()
 

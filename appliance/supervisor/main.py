@@ -62,6 +62,7 @@ from appliance.supervisor.notify import Systemd, kept, kept_names
 from appliance.tables import layout
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import TableFullError
+from appliance.tasks import end
 
 if TYPE_CHECKING:
     from appliance.supervisor.naming import Naming
@@ -591,8 +592,7 @@ async def _serve(config: Config, path: Path) -> bool:
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await end({starting})
         return False
     await starting
     supervisor.systemd.say("READY=1")

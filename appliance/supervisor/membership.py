@@ -46,6 +46,7 @@ from appliance.supervisor.peers import Peers
 from appliance.supervisor.publication import Publication
 from appliance.supervisor.workers import WorkerPool
 from appliance.tables.layout import IPAddress
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -179,9 +180,7 @@ class Membership:
         self.identity = None
 
     async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     async def _leave(self) -> None:
         await self._end_tasks()

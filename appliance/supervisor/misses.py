@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from appliance.tables.layout import IPAddress
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,7 @@ class Misses:
     async def stop(self) -> None:
         """Asks no more; what is open is not answered."""
         tasks = list(self._open.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     async def _ask(self, address: IPAddress) -> None:
         found = False

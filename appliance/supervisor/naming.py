@@ -47,6 +47,7 @@ from appliance.naming.waiting import Verdict
 from appliance.supervisor.errors import StartError
 from appliance.supervisor.membership import Membership
 from appliance.supervisor.publication import Publication
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +124,7 @@ class Naming:
 
     async def release(self) -> None:
         """Leaves the resolver to itself: it answers on until the next supervisor's takes over."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     def _kill_process(self, pid: int) -> None:
         with suppress(OSError):
@@ -429,7 +428,8 @@ class Naming:
                 elif self._membership.member is not None:
                     self._membership.member.used(job)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), NEEDS_S)
+                async with asyncio.timeout(NEEDS_S):
+                    await self._look.wait()
             self._look.clear()
 
     async def _fetch(self, job: str) -> None:

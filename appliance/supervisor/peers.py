@@ -35,6 +35,7 @@ from appliance.supervisor.sockets import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMT
 from appliance.tables.catalogue import Catalogue, Host, Node
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import TableFullError
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -197,8 +198,7 @@ class Peers:
         if self._recheck is not None:
             self._recheck.cancel()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end({self._task})
 
     def update(self, nodes: Mapping[str, ClusterNode], changed: Iterable[str]) -> None:
         """The cluster's list, of which some changed, or are gone."""

@@ -39,6 +39,7 @@ from appliance.environment.firewall import NodePort, Protocol, Rules, Target
 from appliance.environment.listeners import Listener, holder, listeners
 from appliance.environment.manager import EnvironmentManager
 from appliance.environment.portmap import PortMapping
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +98,7 @@ class Ports:
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     async def reconfigure(self, config: Config) -> None:
         """Another configuration is in force; before ``start`` it is only noted, as the mappings are not known yet."""

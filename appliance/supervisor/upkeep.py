@@ -29,6 +29,7 @@ from appliance.environment.attachment import Attachment
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.manager import EnvironmentManager
 from appliance.environment.watch import Callbacks, Watcher
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +64,7 @@ class Upkeep:
     async def stop(self) -> None:
         """End; what is under way is given up. To be called before the environment goes, or the TUN is closed."""
         await self._watcher.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     def status(self) -> dict[str, Any]:
         """What operators see."""

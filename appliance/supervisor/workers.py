@@ -52,6 +52,7 @@ from appliance.supervisor.template import Spawn, process_name
 from appliance.tables import segment
 from appliance.tables.layout import IPAddress
 from appliance.tables.publish import ASLEEP, Publisher
+from appliance.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -553,9 +554,7 @@ class WorkerPool:
         self._tell({"kill": True}, [pidfd])
 
     async def _end_tasks(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     async def _end_worker(self, worker: Worker) -> None:
         """Have a worker end; one that does not listen is killed, by the template, as it is another user's."""

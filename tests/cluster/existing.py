@@ -14,6 +14,7 @@ from typing import Any
 
 import aiomqtt
 
+from appliance.tasks import end
 from tests.cluster import wire
 
 NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -87,6 +88,5 @@ async def manager(port: int) -> AsyncIterator[Manager]:
             yield running
         finally:
             failed = task.done() and task.exception()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end({task})
         assert not failed, f"the manager is deaf: {failed!r}"

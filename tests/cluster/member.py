@@ -34,7 +34,7 @@ class Subject:
         self.member = Member(settings, ip_address(address), wire.PORT, self._publish)
 
     def _publish(self, tables: Tables) -> None:
-        self.tables = {result.job: [it.number for it in result.instances] for result in tables}
+        self.tables = {it.job: [one.number for one in it.instances if one.is_deployed] for it in tables}
         self.nodes = {node: str(it.address) for node, it in tables.nodes.items()}
         if tables.changed:
             self.changes.append(tables.changed)

@@ -125,7 +125,8 @@ def test_the_broker_dies_and_returns(broker: Mosquitto, tmp_path: Path) -> None:
                 returned = time.monotonic()
                 await subject.until(lambda: subject.tables.get(OTHER) == [5, 6])
                 assert time.monotonic() - returned < 5
-                await cluster.until(lambda: bool(cluster.said("service/undeployed") and cluster.said("service/deployed")))
+                await cluster.until(lambda: bool(cluster.said("service/undeployed")))
+                await cluster.until(lambda: bool(cluster.said("service/deployed")))
                 assert [it["instance_number"] for it in cluster.said("service/deployed")] == [1]
             status = subject.member.status()
             assert status["counters"]["connections"] == 2

@@ -6,9 +6,9 @@ The world outside is the cluster's host: it is on the underlay and in no subnet 
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,10 @@ def test_load_from_outside_while_instances_scale(exposed: Lab, long: bool) -> No
         echo(exposed, str(one.underlay_v6), seconds),
     ]
     time.sleep(0.3)
-    scaling = threading.Thread(target=scale)
-    scaling.start()
-    outputs = [it.communicate(timeout=seconds + 60)[0] for it in load]
-    scaling.join()
+    with ThreadPoolExecutor() as pool:
+        scaling = pool.submit(scale)
+        outputs = [it.communicate(timeout=seconds + 60)[0] for it in load]
+    scaling.result()
     for output in outputs[:2]:
         assert int(re.search(r"(\d+) requests in", output)[1]) > 10 * seconds, output  # type: ignore[index]
         assert "Socket errors" not in output, output

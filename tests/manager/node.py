@@ -23,6 +23,11 @@ class Received:
     retain: bool
 
 
+def placed(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The instances that packets can be sent to."""
+    return [it for it in answer["instance_list"] if "host_ip" in it]
+
+
 class Node:
     """One connection. `inbox` has all messages in the order of their arrival."""
 
@@ -72,17 +77,17 @@ class Node:
         return dict((await self.hear("/net/tablequery/result")).payload)
 
     async def until(self, job: str, instances: int) -> dict[str, Any]:
-        """The answer to a query by name as soon as it lists so many instances."""
+        """The answer to a query by name as soon as so many instances have a place."""
         async with asyncio.timeout(ANSWER_S):
             while True:
                 answer = await self.query(name=job)
-                if len(answer["instance_list"]) == instances:
+                if len(placed(answer)) == instances:
                     return answer
                 await asyncio.sleep(0.02)
 
     async def numbers(self, job: str) -> list[int]:
-        """The instances that a query by name lists."""
-        return [it["instance_number"] for it in (await self.query(name=job))["instance_list"]]
+        """The instances that have a place in the answer to a query by name."""
+        return [it["instance_number"] for it in placed(await self.query(name=job))]
 
     async def deployed(self, job: str, number: int, v4: str, v6: str = "", host: str = "192.0.2.1") -> None:
         """Announces an instance, as an existing node does."""

@@ -12,6 +12,7 @@ from appliance.cluster.manager.descriptor import from_data, of_job
 from appliance.cluster.manager.documents import Node, decode, encode, node_key
 from appliance.cluster.manager.requests import parse
 from appliance.cluster.manager.state import State
+from tests.manager.node import placed
 
 JOB = "app.ns.srv.test"
 A, B = "a" * 24, "b" * 24
@@ -60,10 +61,10 @@ class World:
         return self.say(node, "subnet", b'{"METHOD":"GET"}')
 
     def listed(self) -> list[int]:
-        """Instances in the answer about the job."""
+        """Instances with a place in the answer about the job."""
         answer = self.say(A, "tablequery/request", f'{{"sname":"{JOB}"}}'.encode()).messages[0].payload
         assert isinstance(answer, dict)
-        return [it["instance_number"] for it in answer["instance_list"]]
+        return [it["instance_number"] for it in placed(answer)]
 
 
 def told(outcome: Outcome) -> list[tuple[str, object]]:

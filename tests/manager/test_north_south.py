@@ -9,6 +9,7 @@ from appliance.cluster.manager.answers import effective
 from appliance.cluster.manager.decide import RefusedError
 from appliance.cluster.manager.descriptor import from_data
 from appliance.cluster.topics import ingress_job
+from tests.manager.node import placed
 from tests.manager.test_decide import JOB, A, B, World, told
 
 OTHER = "app.ns.other.test"
@@ -170,7 +171,7 @@ def test_what_runs_and_is_not_wanted_any_more_drains_first() -> None:
     put(world, instances=1, drain=5)
     assert world.state.numbers(JOB) == [0, 1], "2 did not run"
     assert world.listed() == [1]
-    assert answer(world)["instance_list"][0]["state"] == "draining"
+    assert placed(answer(world))[0]["state"] == "draining"
     put(world, instances=1, drain=5)
     assert world.state.numbers(JOB) == [0, 1]
     assert told(world.take(services.leave(JOB, 1, world.state))) == [(JOB, "UNDEPLOYMENT")]
@@ -185,7 +186,7 @@ def test_one_that_is_wanted_again_stays() -> None:
     put(world, instances=1, drain=5)
     put(world, instances=2, drain=5)
     assert world.take(services.leave(JOB, 1, world.state)).changes == {}
-    assert [it.get("state", "up") for it in answer(world)["instance_list"]] == ["up"]
+    assert [it.get("state", "up") for it in placed(answer(world))] == ["up"]
 
 
 # --- Preview ------------------------------------------------------------------------------------

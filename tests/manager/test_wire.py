@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Network, IPv6Network
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -87,32 +88,37 @@ def test_a_table_query_answers_as_existing_clusters_do(shared: Cluster, manager:
     async def scene(node: Node) -> None:
         job = job_name()
         service = manager.deploy(job, 2)
-        rr, first = service["service_ips"][0], service["instances"][0]
+        rr, (first, second) = service["service_ips"][0], service["instances"]
         await place(node, job, 0)
         await node.listen(job)
         answer = await node.until(job, 1)
         v4, v6 = subnets(await node.subnet())
-        own = {"IpType": "instance_ip", "Address": first["v4"], "Address_v6": first["v6"]}
+        place_of_first = {
+            "worker_id": node.name,
+            "namespace_ip": str(v4[2]),
+            "namespace_ip_v6": str(v6[2]),
+            "host_ip": "192.0.2.1",
+            "host_port": 50103,
+        }
         assert answer == {
             "app_name": job,
-            "instance_list": [
-                {
-                    "instance_number": 0,
-                    "instance_ip": first["v4"],
-                    "instance_ip_v6": first["v6"],
-                    "cluster_id": "edge",
-                    "worker_id": node.name,
-                    "namespace_ip": str(v4[2]),
-                    "namespace_ip_v6": str(v6[2]),
-                    "host_ip": "192.0.2.1",
-                    "host_port": 50103,
-                    "service_ip": [{"IpType": "RR", "Address": rr["v4"], "Address_v6": rr["v6"]}, own],
-                }
-            ],
+            "instance_list": [{**listed(0, first, rr), **place_of_first}, listed(1, second, rr)],
             "query_key": job,
         }
 
     play(shared, scene)
+
+
+def listed(number: int, instance: dict[str, Any], rr: dict[str, Any]) -> dict[str, Any]:
+    """An instance that does not run yet: a node needs its addresses before it does."""
+    own = {"IpType": "instance_ip", "Address": instance["v4"], "Address_v6": instance["v6"]}
+    return {
+        "instance_number": number,
+        "instance_ip": instance["v4"],
+        "instance_ip_v6": instance["v6"],
+        "cluster_id": "edge",
+        "service_ip": [{"IpType": "RR", "Address": rr["v4"], "Address_v6": rr["v6"]}, own],
+    }
 
 
 def test_an_address_is_found_however_it_is_spelled(shared: Cluster, manager: Manager) -> None:
@@ -145,13 +151,17 @@ def test_what_does_not_exist_gets_an_empty_answer(
     play(shared, scene)
 
 
-def test_an_instance_that_is_not_deployed_is_not_listed(shared: Cluster, manager: Manager) -> None:
+def test_an_instance_that_is_not_deployed_is_listed_without_a_place(shared: Cluster, manager: Manager) -> None:
     async def scene(node: Node) -> None:
         job = job_name()
         manager.deploy(job, 3)
-        assert (await node.query(name=job))["instance_list"] == []
+        before = (await node.query(name=job))["instance_list"]
+        assert [sorted(it) for it in before] == 3 * [
+            ["cluster_id", "instance_ip", "instance_ip_v6", "instance_number", "service_ip"]
+        ]
         await place(node, job, 1)
-        await node.until(job, 1)
+        after = (await node.until(job, 1))["instance_list"]
+        assert [it["instance_ip"] for it in after] == [it["instance_ip"] for it in before]
         assert await node.numbers(job) == [1]
 
     play(shared, scene)

@@ -13,17 +13,21 @@ INSTANCE = "instance_ip"
 
 
 def found(state: State, cluster: str, job: str, key: str) -> dict[str, Any]:
-    """A job with all instances that packets can be sent to, by number. The job must exist."""
+    """A job with all its instances, by number; those that packets can be sent to with where they are. The others have
+    their own addresses: the node where one begins needs them before anybody calls it. The job must exist."""
     document = state.job(job) or Job()
     states = effective(state, job)
-    instances = ((number, state.live(job, number)) for number in states)
+    instances = {number: it for number in states if (it := state.instance(job, number)) is not None}
+    placements = {number: it.placement if state.live(job, number) else None for number, it in instances.items()}
     listed = [
-        _instance(number, instance, instance.placement, document.service_ips, cluster, states[number])
-        for number, instance in instances
-        if instance is not None and instance.placement is not None
+        {
+            **_instance(number, instance, document.service_ips, cluster, states[number]),
+            **_place(placements[number]),
+        }
+        for number, instance in instances.items()
     ]
     names = document.names.model_dump(mode="json", exclude_defaults=True)
-    if not listed:  # the name has an address nevertheless
+    if not any(placements.values()):  # the name has an address nevertheless
         names["service_ips"] = [_service_ip(it) for it in document.service_ips]
     return {"app_name": job, "instance_list": listed, "query_key": key, **names}
 
@@ -49,38 +53,50 @@ def nothing(name: str, key: str) -> dict[str, Any]:
 
 
 def _instance(
-    number: int,
-    instance: Instance,
-    placement: Placement,
-    service_ips: tuple[ServiceIp, ...],
-    cluster: str,
-    effective_state: str,
+    number: int, instance: Instance, service_ips: tuple[ServiceIp, ...], cluster: str, effective_state: str
 ) -> dict[str, Any]:
     own = {"IpType": INSTANCE, "Address": str(instance.v4), "Address_v6": str(instance.v6)}
-    entry = {
-        "instance_number": number,
-        "instance_ip": str(instance.v4),
-        "instance_ip_v6": str(instance.v6),
-        "cluster_id": cluster,
-        "worker_id": placement.node,
-        "namespace_ip": _text(placement.address_v4),
-        "namespace_ip_v6": _text(placement.address_v6),
-        "host_ip": str(placement.host),
-        "host_port": placement.port,
-        "service_ip": [*map(_service_ip, service_ips), own],
-        "weight": None if instance.weight == 1 else instance.weight,
-        "state": None if effective_state == "up" else effective_state,
-    }
-    return {name: value for name, value in entry.items() if value is not None}
+    return _present(
+        {
+            "instance_number": number,
+            "instance_ip": str(instance.v4),
+            "instance_ip_v6": str(instance.v6),
+            "cluster_id": cluster,
+            "service_ip": [*map(_service_ip, service_ips), own],
+            "weight": None if instance.weight == 1 else instance.weight,
+            "state": None if effective_state == "up" else effective_state,
+        }
+    )
+
+
+def _place(placement: Placement | None) -> dict[str, Any]:
+    """Where an instance is; nothing, as existing managers do, if packets cannot be sent to it."""
+    if placement is None:
+        return {}
+    return _present(
+        {
+            "worker_id": placement.node,
+            "namespace_ip": _text(placement.address_v4),
+            "namespace_ip_v6": _text(placement.address_v6),
+            "host_ip": str(placement.host),
+            "host_port": placement.port,
+        }
+    )
 
 
 def _service_ip(service_ip: ServiceIp) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "IpType": TYPES[service_ip.policy],
-        "Address": _text(service_ip.v4),
-        "Address_v6": _text(service_ip.v6),
-    }
-    entry |= {"sticky": service_ip.sticky or None, "hash_port": service_ip.hash_port or None}
+    return _present(
+        {
+            "IpType": TYPES[service_ip.policy],
+            "Address": _text(service_ip.v4),
+            "Address_v6": _text(service_ip.v6),
+            "sticky": service_ip.sticky or None,
+            "hash_port": service_ip.hash_port or None,
+        }
+    )
+
+
+def _present(entry: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if value is not None}
 
 
