@@ -251,7 +251,7 @@ def _knows(lab: Lab, node: Node, picture: Picture) -> bool:
     api = lab.api(node)
     for service in ROLES.values():
         api.need(service)
-    hosts = api.hosts()
+    hosts = [it for it in api.hosts() if it["owner"].rpartition(".")[0] in ROLES.values()]  # a node is a host too
     elsewhere = {it["address"] for it in hosts if not it["local"]}
     up = {address for it in lab.plan.containers if picture.is_up(it) for address in _addresses(picture, it)}
     return elsewhere <= up <= {it["address"] for it in hosts}
