@@ -108,6 +108,10 @@ class Member:
 
     # --- what the supervisor wants ---------------------------------------------------------------------------------
 
+    def serve(self) -> None:
+        """The node carries packets from now on: instances that run here are announced, those that do already too."""
+        self._do(self._session.serve(self._now()))
+
     async def subnetwork(self) -> Subnetwork:
         """The node's subnets: those that an earlier process was given, else those that the cluster gives now."""
         if not self._assigned.done():

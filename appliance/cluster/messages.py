@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from appliance import limits
 from appliance.tables.catalogue import POLICIES, Host, Service
-from appliance.tables.layout import IPAddress
+from appliance.tables.layout import IPAddress, TableIPv4, TableIPv6
 
 INSTANCE_TYPES = frozenset({"instance_ip", "instancenumber"})
 _PART = r"[^.\s/+#\x00-\x1f\x7f]+"  # nothing that means something in a topic
@@ -53,7 +53,7 @@ def _address(value: object) -> IPAddress | None:
     if value in NO_ADDRESS:
         return None
     try:
-        return IPv6Address(inet_pton(AF_INET6, value)) if ":" in value else IPv4Address(inet_pton(AF_INET, value))
+        return TableIPv6(inet_pton(AF_INET6, value)) if ":" in value else TableIPv4(inet_pton(AF_INET, value))
     except (OSError, ValueError):  # ValueError: a character that no C string can have
         raise ValueError("expected an IP address") from None
 
@@ -262,7 +262,7 @@ def _services(found: dict[IPAddress, _Behind]) -> dict[IPAddress, Service]:
     return {address: behind.service(address) for address, behind in found.items()}
 
 
-@dataclass
+@dataclass(slots=True)
 class _Behind:
     """What is behind a ServiceIP, while it is collected from a job's instances."""
 
@@ -272,7 +272,7 @@ class _Behind:
     weights: list[int] = field(default_factory=list)
 
     def service(self, address: IPAddress) -> Service:
-        weights = tuple(self.weights) if set(self.weights) != {1} else ()
+        weights = tuple(self.weights) if self.weights.count(1) < len(self.weights) else ()
         return Service(
             address,
             self.kind.policy,
@@ -284,42 +284,39 @@ class _Behind:
         )
 
 
-def _own_ip(instance: Instance, version: int) -> IPAddress | None:
-    """The instance IP of a family: the last one listed, as existing nodes take it."""
-    found: IPAddress | None = None
+def _own_ips(instance: Instance) -> tuple[IPAddress | None, IPAddress | None]:
+    """The instance IPs: of each family the last one listed, as existing nodes take it."""
+    v4: IPAddress | None = None
+    v6: IPAddress | None = None
     for service_ip in instance.service_ips:
         if service_ip.is_instance:
-            found = (service_ip.v4 if version == 4 else service_ip.v6) or found
-    return found
+            v4, v6 = service_ip.v4 or v4, service_ip.v6 or v6
+    return v4, v6
 
 
 def _add_hosts(hosts: dict[IPAddress, Host], job: str, instance: Instance, node: IPAddress, port: int) -> None:
     assert instance.node is not None
     assert instance.port is not None
-    for address in (instance.address_v4, instance.address_v6):
-        if address is not None:
-            own = _own_ip(instance, address.version)
-            local = (instance.node, instance.port) == (node, port)
-            owner, is_down = f"{job}.{instance.number}", instance.state == "down"
-            hosts.setdefault(address, Host(address, instance.node, instance.port, own, local, owner, is_down))
+    local = (instance.node, instance.port) == (node, port)
+    owner, is_down = f"{job}.{instance.number}", instance.state == "down"
+    for address, own in zip((instance.address_v4, instance.address_v6), _own_ips(instance), strict=True):
+        if address is not None and address not in hosts:
+            hosts[address] = Host(address, instance.node, instance.port, own, local, owner, is_down)
 
 
 def _add_backends(found: dict[IPAddress, _Behind], job: str, instance: Instance) -> None:
+    balanced = instance.weight if instance.state == "up" else 0
     for service_ip in instance.service_ips:
+        is_own = service_ip.is_instance
+        weight = 1 if is_own else balanced  # an instance's own address is its alone, whatever its state
         for address, target in ((service_ip.v4, instance.address_v4), (service_ip.v6, instance.address_v6)):
             if address is None or target is None:
                 continue
-            behind = found.setdefault(address, _Behind(job, service_ip))
-            if behind.job == job and not (service_ip.is_instance and behind.targets):
+            if (behind := found.get(address)) is None:
+                behind = found[address] = _Behind(job, service_ip)
+            if behind.job == job and not (is_own and behind.targets):
                 behind.targets.append(target)
-                behind.weights.append(_weight(instance, service_ip))
-
-
-def _weight(instance: Instance, service_ip: ServiceIp) -> int:
-    """An instance's own address is its alone, whatever its state."""
-    if service_ip.is_instance:
-        return 1
-    return instance.weight if instance.state == "up" else 0
+                behind.weights.append(weight)
 
 
 def to_json(results: Iterable[TableQueryResult]) -> list[dict[str, Any]]:

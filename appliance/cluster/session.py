@@ -30,7 +30,8 @@ nodes open ports for: a node that is to open some follows the job as if it were 
 
 **An instance that begins here** is announced once this node knows the instance's own addresses and has them in its
 tables: the others call it as soon as they hear of it, and its answers leave under those addresses. A manager lists an
-instance with them before it runs; so the job is asked for first, and ``ANNOUNCE_WAIT`` bounds the wait.
+instance with them before it runs; so the job is asked for first, and ``ANNOUNCE_WAIT`` bounds the wait. Nothing is
+announced before the node can carry packets (``serve``).
 
 **Health** of the instances here is said when it changes, and again on each connection.
 
@@ -115,6 +116,7 @@ class Session:
         self._interests: dict[str, Interest] = {}
         self._removed: dict[tuple[str, int], Deployment] = {}
         self._unannounced: dict[str, set[int]] = {}
+        self._is_serving = False
         self._timers = Timers()
         self._connected = False
         self._subnet_requests = 0
@@ -238,6 +240,13 @@ class Session:
             self._request_subnet(now)
         return self._drain(now)
 
+    def serve(self, now: float) -> list[Command]:
+        """The node carries packets from now on: what runs here may be called."""
+        self._is_serving = True
+        for deployment in self._known.deployments():
+            self._announce(deployment, now)
+        return self._drain(now)
+
     def deploy(self, deployment: Deployment, now: float) -> list[Command]:
         """An instance runs here. Raises MessageError if its job's name is none."""
         check_job(deployment.job)
@@ -250,6 +259,8 @@ class Session:
 
     def _announce(self, deployment: Deployment, now: float) -> None:
         """Says that an instance runs here, or lets that wait for its addresses."""
+        if not self._is_serving:
+            return
         if self._known.is_addressed(deployment):
             self._say_deployed(deployment)
             return

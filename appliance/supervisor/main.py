@@ -249,6 +249,7 @@ class Supervisor:
             coalesce=self.offloads["coalesce"].on,
             renew=step is Step.RENEW,
         )
+        self.membership.serve()
         self._stack.push_async_callback(self.ports.stop)
         await self.ports.start()  # not before: instances are announced by now, and called
         if left is not None:

@@ -93,6 +93,7 @@ class Membership:
         self._peers = peers
         self._set_gateways = set_gateways
         self._is_remembered = False
+        self._is_serving = False
         self._announced: dict[tuple[str, int], Attachment] = {}
         self._joining = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,6 +125,12 @@ class Membership:
             await asyncio.wait_for(self.provisioned.wait(), REGISTER_S)
         except TimeoutError:
             raise NotReadyError(self.why_not_ready()) from None
+
+    def serve(self) -> None:
+        """The node carries packets from now on: what runs here is announced. Whoever hears of an instance calls it."""
+        self._is_serving = True
+        if self.member is not None:
+            self.member.serve()
 
     async def stop(self) -> None:
         """Says goodbye to the cluster."""
@@ -157,6 +164,8 @@ class Membership:
         member.hold_connection(self._pool.keep_connection)
         self.member, self.identity = member, identity
         await member.start()
+        if self._is_serving:
+            member.serve()
         log.info("member of a cluster", extra={"node": identity.node, "broker": member.status()["broker"]})
         kept = member.kept_subnetwork
         if not self._environment.subnets and kept is not None:

@@ -22,8 +22,10 @@ class Buddy:
     def allocate(self, count: int) -> int:
         """Start of a free block of at least ``count`` places. Raises MemoryError if there is none."""
         order = max(0, count - 1).bit_length()
-        source = next((o for o in range(order, self._orders + 1) if self._free[o]), None)
-        if source is None:
+        for source in range(order, self._orders + 1):
+            if self._free[source]:
+                break
+        else:
             raise MemoryError(f"no free block of {1 << order} places")
         start = self._free[source].pop()
         while source > order:

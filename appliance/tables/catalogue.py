@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,6 +46,8 @@ OWNER_MASK = 0x3FFF
 NOWHERE = IPv6Address(0)
 """In place of an instance IP that there is not: both words zero."""
 Entry = TypeVar("Entry")
+Choices = list[tuple[IPAddress, int]]
+"""Backends and weights, in the order of the table."""
 POLICIES = {
     "rr": layout.POLICY_RR,
     "instance": layout.POLICY_INSTANCE,
@@ -87,10 +89,11 @@ class Service:
     sticky: int = 0
     hash_port: bool = False
 
-    def weighted(self) -> list[tuple[IPAddress, int]]:
+    def weighted(self) -> Choices:
         """The backends that may be given to new flows, with their weights."""
-        weights = self.weights or (1,) * len(self.backends)
-        return [(backend, weight) for backend, weight in zip(self.backends, weights, strict=True) if weight > 0]
+        if not self.weights:
+            return [(backend, 1) for backend in self.backends]
+        return [(backend, weight) for backend, weight in zip(self.backends, self.weights, strict=True) if weight > 0]
 
 
 class Ordinals:
@@ -313,8 +316,10 @@ class Catalogue:
             with self._service_ordinals.lent(services, self._services) as ordinals:
                 if None in ordinals:
                     self._publisher.refuse_service()
-                rows = service_rows(services.values(), ordinals, [self._offer_of(it) for it in services.values()])
-                places = choice_rows(services.values())
+                lists = [choices(it) for it in services.values()]
+                offers = [self._offer_of(it) for it in services.values()]
+                rows = service_rows(services.values(), lists, ordinals, offers)
+                places = choice_rows(lists)
                 there = self.legacy.confirm_services(services, rows, places)
                 self._services.update((address, services[address]) for address in there)
                 new = {address: service for address, service in services.items() if address not in there}
@@ -408,32 +413,34 @@ def node_rows(nodes: Collection[Node]) -> Any:
     return rows
 
 
-def service_rows(services: Collection[Service], ordinals: Sequence[int | None], offers: Sequence[int]) -> Any:
-    """Rows of ``layout.SERVICE``, their choices counted; choices and tables are yet to be placed."""
+def service_rows(
+    services: Collection[Service], lists: Sequence[Choices], ordinals: Sequence[int | None], offers: Sequence[int]
+) -> Any:
+    """Rows of ``layout.SERVICE`` with their choice lists counted; these and tables are yet to be placed."""
     rows = np.zeros(len(services), dtype=layout.SERVICE)
     _set_words(rows, "address", [service.address for service in services])
     rows["ordinal"], rows["generation"] = ordinals, offers
     rows["policy"] = [POLICIES[service.policy] for service in services]
     rows["flags"] = [layout.SERVICE_HASH_PORT if service.hash_port else 0 for service in services]
-    rows["count"] = [len(choices(service)) for service in services]
-    rows["near"] = [near_places(service) for service in services]
+    rows["count"] = [len(it) for it in lists]
+    rows["near"] = [near_places(service, it) for service, it in zip(services, lists, strict=True)]
     rows["sticky"] = [service.sticky for service in services]
     return rows
 
 
-def choice_rows(services: Collection[Service]) -> Any:
-    """Rows of ``layout.CHOICE``: the choices of all services, end to end."""
-    places = [place for service in services for place in choices(service)]
+def choice_rows(lists: Iterable[Choices]) -> Any:
+    """Rows of ``layout.CHOICE``: choice lists, end to end."""
+    places = list(chain.from_iterable(lists))
     rows = np.zeros(len(places), dtype=layout.CHOICE)
     _set_words(rows, "address", [address for address, _ in places])
     rows["weight"] = [weight for _, weight in places]
     return rows
 
 
-def near_places(service: Service) -> int:
+def near_places(service: Service, choice_list: Choices) -> int:
     """How many places of the choice list are chosen among."""
-    near = _near(service)
-    return len(_repeated(near)) if service.policy == "closest" and near else len(choices(service))
+    near = _near(service) if service.policy == "closest" else []
+    return len(_repeated(near)) if near else len(choice_list)
 
 
 def slots_of(service: Service) -> Any:
@@ -442,7 +449,7 @@ def slots_of(service: Service) -> Any:
     return maglev.slots([it for it, _ in weighted], [weight for _, weight in weighted]) if weighted else None
 
 
-def choices(service: Service) -> list[tuple[IPAddress, int]]:
+def choices(service: Service) -> Choices:
     """The choice list: backends and weights. For ``maglev`` each backend once; for ``closest`` the near ones by weight,
     then the others once; else each as often as its weight says, spread evenly (smooth weighted round robin)."""
     if service.policy == "maglev":
@@ -453,15 +460,15 @@ def choices(service: Service) -> list[tuple[IPAddress, int]]:
     if service.policy == "closest" and (near := _near(service)):
         known = {backend for backend, _ in near}
         return _repeated(near) + [it for it in service.weighted() if it[0] not in known]
-    return _repeated(service.weighted())
+    return _repeated(service.weighted()) if service.weights else service.weighted()
 
 
-def _near(service: Service) -> list[tuple[IPAddress, int]]:
+def _near(service: Service) -> Choices:
     near = set(service.backends[: service.near])
     return [it for it in service.weighted() if it[0] in near]
 
 
-def _repeated(weighted: list[tuple[IPAddress, int]]) -> list[tuple[IPAddress, int]]:
+def _repeated(weighted: Choices) -> Choices:
     if all(weight == 1 for _, weight in weighted):
         return weighted
     return [weighted[i] for i in spread(weight for _, weight in weighted)]

@@ -209,8 +209,9 @@ class Publisher:
 
     def new_generation(self) -> int:
         """A generation that no entry of these tables ever had, whoever wrote it."""
-        self._tables.header[layout.H_GENERATION] += 1
-        return int(self._tables.header[layout.H_GENERATION])
+        generation = int(self._tables.header[layout.H_GENERATION]) + 1
+        self._tables.header[layout.H_GENERATION] = generation
+        return generation
 
     def _write_header(self) -> None:
         header = self._tables.header

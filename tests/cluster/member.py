@@ -53,6 +53,7 @@ async def started(settings: Config, address: str = wire.ADDRESS) -> AsyncIterato
     """A member that was started; it is stopped at the end."""
     subject = Subject(settings, address)
     await subject.member.start()
+    subject.member.serve()
     try:
         yield subject
     finally:

@@ -23,6 +23,7 @@ class Node:
     def __init__(self, *, connected: bool = True, **times: float) -> None:
         self.now = 1000.0
         self.session = Session(wire.NODE, HERE, Times(**times), RANGES, chance=lambda: 0.5)
+        self.session.serve(self.now)
         self.commands: list[Command] = []
         self.last: list[Command] = []
         if connected:

@@ -201,6 +201,7 @@ async def main():
     config = Config.model_validate(json.loads(sys.argv[1]), strict=False)
     member = Member(config, ip_address("192.0.2.2"), 50103, lambda tables: None)
     await member.start()
+    member.serve()
     if sys.argv[2]:
         subnetwork = await member.subnetwork()
         await member.deployed(sys.argv[2], 1, subnetwork.v4[2], subnetwork.v6[2])

@@ -15,11 +15,12 @@ from appliance.cluster.messages import ClusterNode, MessageError, entries, parse
 from appliance.cluster.nodes import SETTLE
 from appliance.cluster.queries import OPEN_MAX, UNKNOWN_FOR, WAITED_MAX
 from appliance.cluster.requests import Deployment, Endpoint
-from appliance.cluster.session import ANNOUNCE_WAIT
+from appliance.cluster.session import ANNOUNCE_WAIT, Session, Times
 from tests.cluster import wire
 from tests.cluster.node import (
     HERE,
     OWN,
+    RANGES,
     Node,
     answers,
     changed,
@@ -362,6 +363,15 @@ def test_an_answer_to_a_question_from_before_a_deployment_is_asked_for_anew() ->
     assert said(node.answer(instance(1)), "service/deployed") == [], "the manager may not have known of it"
     assert queries(node.wait(HINT_QUIET)) == [JOB]
     assert len(said(node.answer(instance(1), REGISTERED), "service/deployed")) == 1
+
+
+def test_nothing_is_announced_before_the_node_carries_packets() -> None:
+    node = Node(connected=False)
+    node.session = Session(wire.NODE, HERE, Times(), RANGES)
+    node.deploy()
+    commands = node.connect() + node.answer(REGISTERED) + node.wait(10 * ANNOUNCE_WAIT)
+    assert said(commands, "service/deployed") == []
+    assert len(said(node.do(node.session.serve(node.now)), "service/deployed")) == 1
 
 
 def test_what_goes_before_it_was_announced_is_not_announced() -> None:

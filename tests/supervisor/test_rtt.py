@@ -11,7 +11,7 @@ import pytest
 from appliance.dataplane.probe import ANSWER, LENGTH, REQUEST
 from appliance.supervisor import nearest
 from appliance.supervisor.rtt import Group, Node, RoundTrips
-from appliance.tables.catalogue import Host, Service, choice_rows, near_places
+from appliance.tables.catalogue import Host, Service, choice_rows, choices, near_places
 from appliance.tables.layout import address as address_of
 
 A, B, C = ((ip_address(f"192.0.2.{n}"), 50103) for n in (2, 3, 4))
@@ -170,8 +170,9 @@ FIND = {it.address: it for it in HOSTS}.get
 def arranged(service: Service, *order: Node) -> tuple[list[str], int]:
     """Choice list and near places of a service whose nodes are in this order."""
     (got,) = nearest.arrange(FIND, [service], lambda group: tuple(it for it in order if it in group))
-    rows = choice_rows([got])
-    return [str(address_of(int(it["address_hi"]), int(it["address_lo"]))) for it in rows], near_places(got)
+    chosen = choices(got)
+    rows = choice_rows([chosen])
+    return [str(address_of(int(it["address_hi"]), int(it["address_lo"]))) for it in rows], near_places(got, chosen)
 
 
 def test_the_own_node_comes_first_then_the_nearest() -> None:
