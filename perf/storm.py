@@ -41,15 +41,13 @@ from perf.load import mqtt
 from perf.study import Study, study
 from tests.manager.processes import Cluster, Manager, cluster
 
-NODES: Final = 5_000
-SERVICES: Final = 50_000
-PHASE_S: Final = 60.0
+PHASE_S: Final = 90.0
 SETTLE_S: Final = 60.0
 """Seconds in which the manager may work off what the broker has taken for it."""
 AT_ONCE: Final = 32
 """Requests of one kind under way: a manager is asked by many, and not by all at the same moment."""
-CHANGES: Final = 5
-NOTICE_S: Final = 30.0
+CHANGES: Final = 3
+NOTICE_S: Final = 20.0
 FOLLOWED: Final = "storm.perf.followed.test"
 OPTIONS: Final = ("--services-v4", "10.128.0.0/9", "--subnets-v4", "10.64.0.0/10")
 """Ranges that hold as many: the usual ones end at 4,096 nodes and 65,536 addresses."""
@@ -122,8 +120,8 @@ def job(number: int) -> str:
 class Node:
     """A node: its connection, and whoever waits for the next message of a kind."""
 
-    def __init__(self, number: int) -> None:
-        self.name = f"{number:024x}"
+    def __init__(self, number: int, qos: int) -> None:
+        self.name, self._qos = f"{number:024x}", qos
         self.subnet = IPv4Address(0)
         self._session: mqtt.Session | None = None
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
@@ -144,7 +142,7 @@ class Node:
         at = f"nodes/{self.name}/net"
         will = f"{at}/status", b'{"status":"offline"}'
         self._session = await mqtt.session("127.0.0.1", port, self.name, self._heard, will)
-        await self._session.subscribe(f"{at}/{SUBNETS}", f"{at}/{ANSWERS}")
+        await self._session.subscribe(f"{at}/{SUBNETS}", f"{at}/{ANSWERS}", qos=self._qos)
         await self._session.publish(f"{at}/status", b'{"status":"online"}', retain=True)
         answer = orjson.loads(await self.ask("subnet", {"METHOD": "GET"}, SUBNETS))
         self.subnet = IPv4Address(answer["address"].partition("/")[0])
@@ -174,7 +172,7 @@ class Node:
     async def follow(self, name: str) -> None:
         """Asks for a service, and subscribes to its notices. Raises OSError, TimeoutError."""
         assert self._session is not None
-        await self._session.subscribe(f"jobs/{name}/updates_available")
+        await self._session.subscribe(f"jobs/{name}/updates_available", qos=self._qos)
         await self.query(name)
 
     def close(self) -> None:
@@ -195,13 +193,15 @@ class Heard:
 class Storm:
     """The nodes, and what they have done so far."""
 
-    def __init__(self, own: Cluster, manager: Manager, stack: AsyncExitStack, http: aiohttp.ClientSession) -> None:
-        self._own, self._manager, self._stack, self._http = own, manager, stack, http
+    def __init__(
+        self, own: Cluster, manager: Manager, stack: AsyncExitStack, http: aiohttp.ClientSession, qos: int
+    ) -> None:
+        self._own, self._manager, self._stack, self._http, self._qos = own, manager, stack, http, qos
         self.nodes: list[Node] = []
 
     async def register(self, number: int) -> None:
         """A node that connects and gets its subnets."""
-        node = Node(number)
+        node = Node(number, self._qos)
         self._stack.callback(node.close)
         await node.connect(self._own.mqtt)
         self.nodes.append(node)
@@ -248,30 +248,39 @@ class Storm:
 
 
 @asynccontextmanager
-async def storm() -> AsyncIterator[tuple[Storm, Cluster, Manager]]:
+async def storm(qos: int) -> AsyncIterator[tuple[Storm, Cluster, Manager]]:
     """A cluster of one manager, and no node yet."""
     # The broker of a manager that has ended may still write for a moment.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, cluster(Path(directory)) as own:
         manager = own.manager(*OPTIONS)
         async with AsyncExitStack() as stack, aiohttp.ClientSession() as http:
-            yield Storm(own, manager, stack, http), own, manager
+            yield Storm(own, manager, stack, http, qos), own, manager
 
 
-async def run(nodes: int, services: int) -> dict[str, str]:
-    """All phases; what came of them."""
+async def run(
+    nodes: int, services: int, qos: int = 1, report: Callable[[str], None] = lambda _sentence: None
+) -> dict[str, str]:
+    """All phases; what came of them, and each told as soon as it is over."""
     facts: dict[str, str] = {}
-    async with storm() as (made, own, manager):
+    async with storm(qos) as (made, own, manager):
         held = {"manager": manager.process.popen.pid, "broker": own.server_pid(), "simulator": os.getpid()}
         for what, work in _phases(made, nodes, services):
             with _shares(what, held, facts):
-                facts |= (await phase(what, work())).facts
+                done = await phase(what, work())
+                facts |= done.facts
+            report(f"{what}: {done.done:,} of {done.wanted:,} in {done.seconds:.1f} s")
             if what == ANNOUNCED:
                 began = time.monotonic()
                 there = await made.settled(job(services - 2))
                 waited = f"{time.monotonic() - began:.1f} s" if there else f"not within {SETTLE_S:g} s"
                 facts["· the last of them is in the tables after that"] = waited
         with _shares("notices", held, facts):
-            facts |= _told(len(made.nodes), [await made.change(number) for number in range(CHANGES)])
+            changes = list[Heard]()
+            for number in range(CHANGES):
+                changes.append(await made.change(number))
+                heard = changes[-1]
+                report(f"change {number + 1}: {len(heard.notices):,} heard, {len(heard.answers):,} have the new table")
+            facts |= _told(len(made.nodes), changes)
     return facts
 
 
@@ -314,9 +323,13 @@ def _phases(
     yield "nodes that follow a service", lambda: [lambda n=n: n.follow(FOLLOWED) for n in made.nodes]  # type: ignore[misc]
 
 
-def measure(nodes: int = NODES, services: int = SERVICES) -> Study:
+def measure(nodes: int, services: int, qos: int, report: Callable[[str], None]) -> Study:
     """A storm of so many nodes and services."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, nodes + 1024), hard))
-    facts = uvloop.run(run(nodes, services))
-    return study("storm", __doc__ or "", {"nodes, services": f"{nodes:,}, {services:,}", **facts})
+    facts = uvloop.run(run(nodes, services, qos, report))
+    return study(
+        "storm",
+        __doc__ or "",
+        {"nodes, services": f"{nodes:,}, {services:,}", "nodes subscribe with QoS": f"{qos}", **facts},
+    )

@@ -58,9 +58,9 @@ def connect_frame(name: str, will: tuple[str, bytes] | None = None) -> bytes:
     return frame(CONNECT, 0, text("MQTT") + bytes((4, flags)) + struct.pack("!H", KEEPALIVE_S) + text(name) + last)
 
 
-def subscribe_frame(identifier: int, topics: tuple[str, ...]) -> bytes:
-    """SUBSCRIBE to topics with QoS 1 [3.8]."""
-    return frame(SUBSCRIBE, 2, struct.pack("!H", identifier) + b"".join(text(topic) + b"\x01" for topic in topics))
+def subscribe_frame(identifier: int, topics: tuple[str, ...], qos: int) -> bytes:
+    """SUBSCRIBE to topics [3.8]."""
+    return frame(SUBSCRIBE, 2, struct.pack("!H", identifier) + b"".join(text(it) + bytes((qos,)) for it in topics))
 
 
 def publish_frame(identifier: int, topic: str, payload: bytes, retain: bool = False) -> bytes:
@@ -150,10 +150,10 @@ class Session(asyncio.Protocol):
         if code != b"\x00":
             raise ConnectionRefusedError(f"CONNACK: expected 0, got {code!r}")
 
-    async def subscribe(self, *topics: str) -> None:
-        """Subscribes with QoS 1. Raises OSError if the broker refuses one of them."""
+    async def subscribe(self, *topics: str, qos: int = 1) -> None:
+        """Subscribes. Raises OSError if the broker refuses one of them."""
         number = self._next()
-        codes = await self._ask(number, subscribe_frame(number, topics))
+        codes = await self._ask(number, subscribe_frame(number, topics, qos))
         if REFUSED in codes:
             raise ConnectionRefusedError(f"SUBACK: expected every topic to be taken, got {codes!r}")
 
