@@ -17,7 +17,7 @@ from rich.console import Console
 from appliance.client import ApiError
 from appliance.lab.lifecycle import LabError
 from appliance.lab.plan import SpecError
-from perf import report, slow, smoke, thresholds
+from perf import meter, report, slow, smoke, thresholds
 from perf.compare import compare as compare_results
 from perf.load.tool import ToolError
 from perf.net import NetError
@@ -337,8 +337,11 @@ def smoke_(slow: str | None, settings: tuple[str, ...], record: Path | None, fil
     if slow is not None:
         slow_down(slow)
     baseline = smoke.Baseline.model_validate_json(file.read_bytes())
-    held = smoke.guard(baseline, lambda plan: _measured(plan.model_copy(update={"settings": settings})), click.echo)
-    sys.exit(int(not held))
+    verdict = smoke.guard(
+        baseline, lambda plan: _measured(plan.model_copy(update={"settings": settings})), click.echo, meter.busy_percent
+    )
+    click.echo(f"perf-smoke: {verdict.value}")
+    sys.exit(int(verdict is smoke.Verdict.LOST))
 
 
 @main.command("report")
