@@ -37,6 +37,8 @@ PAGE ?= docs/benchmarks.md
 BASELINE ?= perf/baseline.json
 REPEATS ?= 3
 SECONDS ?= 2
+RUN ?=
+MODES ?= vxlan,appliance,modes
 STORM ?=
 STUDIES := calibrate path tables naming latency loss storm
 
@@ -44,10 +46,10 @@ perf-results: $(WARM) ## every result that docs/benchmarks.md shows, its figures
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[perf]'
 	@failed=; \
 	measured() { echo "== perf $$*"; $(BIN)/python -m perf "$$@" || failed="$$failed $$1"; }; \
-	measured run --repeats $(REPEATS) --seconds $(SECONDS) --output $(RESULTS)/systems.json; \
+	measured run $(RUN) --repeats $(REPEATS) --seconds $(SECONDS) --output $(RESULTS)/systems.json; \
 	measured report $(RESULTS)/systems.json --into $(PAGE); \
 	measured smoke --record $(RESULTS)/systems.json --baseline $(BASELINE); \
-	measured run --systems vxlan,appliance,modes --scenarios tcp1,udp64-flows,rr,connect --repeats $(REPEATS) \
+	measured run --systems $(MODES) --scenarios tcp1,udp64-flows,rr,connect --repeats $(REPEATS) \
 	  --seconds $(SECONDS) --output $(RESULTS)/modes.json; \
 	measured report $(RESULTS)/modes.json --into $(PAGE) --as modes; \
 	for study in $(STUDIES); do \
