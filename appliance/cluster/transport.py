@@ -63,9 +63,9 @@ REFUSED: Final = 0x80
 QOS: Final = 1
 """Of what this node publishes: the broker says when it has it."""
 SUBSCRIBED_QOS: Final = 0
-"""Of what it hears. Within a connection TCP loses nothing, and beyond it a clean session keeps nothing. So to acknowledge
-each message protects from nothing, and costs nats-server a consumer for each topic of each node, all of which it looks
-at for each acknowledgement (`docs/cluster.md`)."""
+"""Of what it hears. Within a connection TCP loses nothing, and beyond it a clean session keeps nothing. So to
+acknowledge each message protects from nothing, and costs nats-server a consumer for each topic of each node, all of
+which it looks at for each acknowledgement (`docs/cluster.md`)."""
 LOST: Final = (aiomqtt.MqttError, OSError, ValueError)
 """How a connection ends, or fails to begin; ValueError is paho's, about a host name that is none."""
 
