@@ -129,13 +129,18 @@ def naming(output: Path | None) -> None:
 @main.command()
 @click.option("--nodes", type=click.IntRange(1), default=5_000, show_default=True)
 @click.option("--services", type=click.IntRange(1), default=50_000, show_default=True)
-@click.option("--qos", type=click.IntRange(0, 1), default=1, show_default=True, help="Of the nodes' subscriptions.")
+@click.option("--qos", type=click.IntRange(0, 1), default=0, show_default=True, help="Of the nodes' subscriptions.")
+@click.option("--brokers", type=click.IntRange(1, 5), default=1, show_default=True, help="More than one: a cluster.")
+@click.option(
+    "--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="Brokers that keep a message."
+)
 @OUTPUT
-def storm(nodes: int, services: int, qos: int, output: Path | None) -> None:
+def storm(nodes: int, services: int, qos: int, brokers: int, replicas: int, output: Path | None) -> None:
     """Simulated nodes and services against one cluster service manager."""
+    from perf.storm import Setting
     from perf.storm import measure as measure_storm
 
-    _finished(measure_storm(nodes, services, qos, _say), output)
+    _finished(measure_storm(Setting(nodes, services, qos, brokers, replicas), _say), output)
 
 
 @main.command()

@@ -36,12 +36,12 @@ import numpy as np
 import orjson
 import uvloop
 
-from perf import meter
+from perf import brokers, meter
 from perf.load import mqtt
 from perf.study import Study, study
 from tests.manager.processes import Cluster, Manager, cluster
 
-PHASE_S: Final = 90.0
+PHASE_S: Final = 120.0
 SETTLE_S: Final = 60.0
 """Seconds in which the manager may work off what the broker has taken for it."""
 AT_ONCE: Final = 32
@@ -194,16 +194,16 @@ class Storm:
     """The nodes, and what they have done so far."""
 
     def __init__(
-        self, own: Cluster, manager: Manager, stack: AsyncExitStack, http: aiohttp.ClientSession, qos: int
+        self, ports: list[int], manager: Manager, stack: AsyncExitStack, http: aiohttp.ClientSession, qos: int
     ) -> None:
-        self._own, self._manager, self._stack, self._http, self._qos = own, manager, stack, http, qos
+        self._ports, self._manager, self._stack, self._http, self._qos = ports, manager, stack, http, qos
         self.nodes: list[Node] = []
 
     async def register(self, number: int) -> None:
         """A node that connects and gets its subnets."""
         node = Node(number, self._qos)
         self._stack.callback(node.close)
-        await node.connect(self._own.mqtt)
+        await node.connect(self._ports[number % len(self._ports)])
         self.nodes.append(node)
 
     async def deploy(self, name: str) -> None:
@@ -247,31 +247,62 @@ class Storm:
         return heard
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is simulated. With ``brokers`` of more than one they are a cluster, each stream on ``replicas`` of them."""
+
+    nodes: int
+    services: int
+    qos: int = 0
+    """Of the nodes' subscriptions: 0 as our nodes, 1 as existing ones."""
+    brokers: int = 1
+    replicas: int = 1
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """In words."""
+        kept = f"{self.brokers}, each stream on {self.replicas}"
+        return {
+            "nodes, services": f"{self.nodes:,}, {self.services:,}",
+            "nodes subscribe with QoS": f"{self.qos}",
+            **({"brokers": kept} if self.brokers > 1 else {}),
+        }
+
+
 @asynccontextmanager
-async def storm(qos: int) -> AsyncIterator[tuple[Storm, Cluster, Manager]]:
-    """A cluster of one manager, and no node yet."""
+async def storm(setting: Setting) -> AsyncIterator[tuple[Storm, dict[str, int]]]:
+    """A cluster of one manager, and no node yet; the processes by name."""
     # The broker of a manager that has ended may still write for a moment.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, cluster(Path(directory)) as own:
-        manager = own.manager(*OPTIONS)
+        manager, ports, held = _started(own, setting)
         async with AsyncExitStack() as stack, aiohttp.ClientSession() as http:
-            yield Storm(own, manager, stack, http, qos), own, manager
+            made = Storm(ports, manager, stack, http, setting.qos)
+            yield made, {"manager": manager.process.popen.pid, **held, "simulator": os.getpid()}
 
 
-async def run(
-    nodes: int, services: int, qos: int = 1, report: Callable[[str], None] = lambda _sentence: None
-) -> dict[str, str]:
+def _started(own: Cluster, setting: Setting) -> tuple[Manager, list[int], dict[str, int]]:
+    """A manager, its brokers' MQTT ports, and the brokers' processes by name."""
+    if setting.brokers == 1:
+        manager = own.manager(*OPTIONS)
+        return manager, [own.mqtt], {"broker": own.server_pid()}
+    servers = brokers.start(own.directory, own.stack, setting.brokers, setting.replicas)
+    own.nats, own.mqtt = servers[0].nats, servers[0].mqtt
+    manager = own.manager(*OPTIONS, "--replicas", str(setting.replicas), own_broker=False)
+    return manager, [it.mqtt for it in servers], {f"broker {n}": it.pid for n, it in enumerate(servers, 1)}
+
+
+async def run(setting: Setting, report: Callable[[str], None] = lambda _sentence: None) -> dict[str, str]:
     """All phases; what came of them, and each told as soon as it is over."""
     facts: dict[str, str] = {}
-    async with storm(qos) as (made, own, manager):
-        held = {"manager": manager.process.popen.pid, "broker": own.server_pid(), "simulator": os.getpid()}
-        for what, work in _phases(made, nodes, services):
+    async with storm(setting) as (made, held):
+        for what, work in _phases(made, setting.nodes, setting.services):
             with _shares(what, held, facts):
                 done = await phase(what, work())
                 facts |= done.facts
             report(f"{what}: {done.done:,} of {done.wanted:,} in {done.seconds:.1f} s")
             if what == ANNOUNCED:
                 began = time.monotonic()
-                there = await made.settled(job(services - 2))
+                there = await made.settled(job(setting.services - 2))
                 waited = f"{time.monotonic() - began:.1f} s" if there else f"not within {SETTLE_S:g} s"
                 facts["· the last of them is in the tables after that"] = waited
         with _shares("notices", held, facts):
@@ -323,13 +354,9 @@ def _phases(
     yield "nodes that follow a service", lambda: [lambda n=n: n.follow(FOLLOWED) for n in made.nodes]  # type: ignore[misc]
 
 
-def measure(nodes: int, services: int, qos: int, report: Callable[[str], None]) -> Study:
-    """A storm of so many nodes and services."""
+def measure(setting: Setting, report: Callable[[str], None]) -> Study:
+    """A storm."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, nodes + 1024), hard))
-    facts = uvloop.run(run(nodes, services, qos, report))
-    return study(
-        "storm",
-        __doc__ or "",
-        {"nodes, services": f"{nodes:,}, {services:,}", "nodes subscribe with QoS": f"{qos}", **facts},
-    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, setting.nodes + 1024), hard))
+    facts = uvloop.run(run(setting, report))
+    return study("storm", __doc__ or "", {**setting.facts, **facts})
