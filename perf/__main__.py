@@ -17,7 +17,7 @@ from rich.console import Console
 from appliance.client import ApiError
 from appliance.lab.lifecycle import LabError
 from appliance.lab.plan import SpecError
-from perf import report, slow, smoke, thresholds
+from perf import meter, report, slow, smoke, thresholds
 from perf.compare import compare as compare_results
 from perf.load.tool import ToolError
 from perf.net import NetError
@@ -129,12 +129,18 @@ def naming(output: Path | None) -> None:
 @main.command()
 @click.option("--nodes", type=click.IntRange(1), default=5_000, show_default=True)
 @click.option("--services", type=click.IntRange(1), default=50_000, show_default=True)
+@click.option("--qos", type=click.IntRange(0, 1), default=0, show_default=True, help="Of the nodes' subscriptions.")
+@click.option("--brokers", type=click.IntRange(1, 5), default=1, show_default=True, help="More than one: a cluster.")
+@click.option(
+    "--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="Brokers that keep a message."
+)
 @OUTPUT
-def storm(nodes: int, services: int, output: Path | None) -> None:
+def storm(nodes: int, services: int, qos: int, brokers: int, replicas: int, output: Path | None) -> None:
     """Simulated nodes and services against one cluster service manager."""
+    from perf.storm import Setting
     from perf.storm import measure as measure_storm
 
-    _finished(measure_storm(nodes, services), output)
+    _finished(measure_storm(Setting(nodes, services, qos, brokers, replicas), _say), output)
 
 
 @main.command()
@@ -327,16 +333,20 @@ def compare(before: Path, after: Path, everything: bool, check: bool) -> None:
 @click.option("--slow", type=click.Choice(list(slow.KINDS)), help="Slow the workers down, to see that it is caught.")
 @click.option("--set", "settings", multiple=True, help="A key of the appliance's configuration: section.key=value.")
 @click.option("--record", type=FILE, help="Take the baseline's ratios from this result file instead of measuring.")
-def smoke_(slow: str | None, settings: tuple[str, ...], record: Path | None) -> None:
+@click.option("--baseline", "file", type=click.Path(path_type=Path), default=smoke.FILE, help="The baseline's file.")
+def smoke_(slow: str | None, settings: tuple[str, ...], record: Path | None, file: Path) -> None:
     """Fail if the appliance lost more than a fifth of its speed against VXLAN."""
     if record is not None:
-        smoke.FILE.write_text(smoke.Baseline.of(_loaded(record)).model_dump_json(indent=1) + "\n")
+        file.write_text(smoke.Baseline.of(_loaded(record)).model_dump_json(indent=1) + "\n")
         return
     if slow is not None:
         slow_down(slow)
-    baseline = smoke.Baseline.model_validate_json(smoke.FILE.read_bytes())
-    held = smoke.guard(baseline, lambda plan: _measured(plan.model_copy(update={"settings": settings})), click.echo)
-    sys.exit(int(not held))
+    baseline = smoke.Baseline.model_validate_json(file.read_bytes())
+    verdict = smoke.guard(
+        baseline, lambda plan: _measured(plan.model_copy(update={"settings": settings})), click.echo, meter.busy_percent
+    )
+    click.echo(f"perf-smoke: {verdict.value}")
+    sys.exit(int(verdict is smoke.Verdict.LOST))
 
 
 @main.command("report")

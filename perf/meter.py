@@ -38,10 +38,10 @@ def metered(pids: Iterable[int]) -> Iterator[Used]:
     Raises FileNotFoundError if a process has ended.
     """
     used, watched = Used(), list(pids)
-    processes, (busy, stolen) = _processes(watched), _machine()
+    processes, (busy, stolen) = processor_s(watched), _machine()
     yield used
     if watched:
-        used.processes = _processes(watched) - processes
+        used.processes = processor_s(watched) - processes
     after = _machine()
     used.machine, used.stolen = after[0] - busy, after[1] - stolen
 
@@ -53,8 +53,8 @@ def busy_percent(seconds: float = 1.0) -> float:
     return 100 * used.machine / (seconds * (os.cpu_count() or 1))
 
 
-def _processes(pids: Iterable[int]) -> float:
-    """Processor seconds of processes so far, all their threads, without their children."""
+def processor_s(pids: Iterable[int]) -> float:
+    """Processor seconds of processes so far, all their threads, without their children. Raises FileNotFoundError."""
     total = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

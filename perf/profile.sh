@@ -1,7 +1,8 @@
 #!/bin/sh
 # Flame graphs (SVG) of a node of a running lab: its supervisor, and its busiest worker with the compiled frames.
 #
-#     appliance lab up, and load: appliance lab exec client1 -- iperf3 -c 10.30.30.30 -p 5201 -t 60 &
+#     appliance lab up --instances 1    # with more, the connections of one iperf3 meet different servers
+#     appliance lab exec client1 -- iperf3 -c 10.30.30.30 -p 5201 -t 60 &
 #     perf/profile.sh [LAB] [NODE] [SECONDS] [DIRECTORY]
 #
 # py-spy reads the processes from outside: they are not slowed down but for the pauses at each sample. In a worker all

@@ -128,12 +128,14 @@ def request_response(path: Path, workers: list[int], seconds: int) -> Values:
     }
 
 
-def open_answers(path: Path, seconds: float, rate: float, workers: list[int] | None = None) -> dict[str, Any]:
+def open_answers(
+    path: Path, seconds: float, rate: float, workers: list[int] | None = None, *, steady: bool = False
+) -> dict[str, Any]:
     """What a client with open-loop arrival says (`perf.load.openloop.Answered`), with the processor time under
     `used`."""
     with end(path.server, "open-server", str(ports.UDP)).expect(b"ready") as server:
         server.go()
-        arguments = (path.address_v4, str(ports.UDP), f"{seconds}", f"{rate}")
+        arguments = (path.address_v4, str(ports.UDP), f"{seconds}", f"{rate}", *(["--steady"] if steady else []))
         with end(path.client, "open-client", *arguments) as client:
             client.expect(b"ready")
             with metered(workers or []) as used:

@@ -3,13 +3,22 @@
 Ratios to VXLAN of the same run, taken pair by pair, travel from machine to machine far better than times do; so the
 baseline file has ratios. A metric that lost more than LOSS of its ratio is measured again, with everything built
 anew, TRIES times in all: a machine that was disturbed for some seconds gets another chance, code that is slower does
-not pass three times."""
+not pass three times.
+
+Every hop of the appliance is a process that must be given a CPU; VXLAN is nobody. So on a machine that does something
+else the ratio says more about the scheduler than about the code, and no number of tries helps: new connections, 0.47 of
+VXLAN's, were 0.1 beside four busy processes. So a try waits for a quiet machine, and is not made without; and it counts
+against the code only if the machine is quiet after it too. What was lost in less than CONVICTED such tries, and held in
+none, is undecided: that is said aloud and is no failure. Where the machine is not ours to keep quiet, a guard that
+cries wolf is soon switched off."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +33,27 @@ GUARDED: Final = ("tcp1", "udp64-flows", "rr")
 """Bulk, packets one by one, and latency: the first metric of each."""
 LOSS: Final = 0.20
 TRIES: Final = 3
+CONVICTED: Final = 2
+"""Quiet tries in which a scenario must have lost."""
+BUSY_PERCENT: Final = 10
+"""Of the processor time of a machine that is quiet: an idle one with a test runner's remains has up to 3."""
+PATIENCE_S: Final = 20
+"""How long a try waits for a quiet machine."""
 REPEATS, SECONDS = 2, 1
 FILE: Final = Path(__file__).with_name("baseline.json")
 
 Measure = Callable[[Plan], Result]
 Say = Callable[[str], None]
+Busy = Callable[[], float]
+"""How busy the machine is, in percent; takes a second to find out."""
+
+
+class Verdict(Enum):
+    """What the guard found."""
+
+    HELD = "held"
+    LOST = "lost"
+    UNDECIDED = "undecided: the machine was busy"
 
 
 class Baseline(BaseModel):
@@ -93,16 +118,26 @@ def judge(name: str, before: float, now: float | None) -> Judged:
     return Judged(name, before, now, 1 - (before / now if less_is_better else now / before))
 
 
-def guard(baseline: Baseline, measure: Measure, say: Say) -> bool:
+def guard(baseline: Baseline, measure: Measure, say: Say, busy: Busy = lambda: 0.0) -> Verdict:
     """Whether every guarded scenario held its ratio in one of the tries."""
     left: tuple[str, ...] = GUARDED
+    lost = Counter[str]()
     for number in range(TRIES):
-        plan = Plan(systems=(BASELINE, SYSTEM), scenarios=left, repeats=REPEATS, seconds=SECONDS)
-        result = measure(plan)
+        if not _quiet(busy):
+            say(f"try {number + 1}: not made, the machine is busy")
+            continue
+        result = measure(Plan(systems=(BASELINE, SYSTEM), scenarios=left, repeats=REPEATS, seconds=SECONDS))
+        quiet = busy() <= BUSY_PERCENT
         judged = [judge(name, baseline.ratios[name], ratio(result, name)) for name in left]
         for it in judged:
-            say(f"try {number + 1}: {it}")
+            say(f"try {number + 1}: {it}{'' if quiet else ', but the machine was busy'}")
         left = tuple(it.name for it in judged if not it.held)
+        lost.update(left if quiet else ())
         if not left:
-            return True
-    return False
+            return Verdict.HELD
+    return Verdict.LOST if any(lost[name] >= CONVICTED for name in left) else Verdict.UNDECIDED
+
+
+def _quiet(busy: Busy) -> bool:
+    """Waits for a quiet machine, not for ever; whether it is."""
+    return any(busy() <= BUSY_PERCENT for _ in range(PATIENCE_S))

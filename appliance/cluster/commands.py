@@ -19,7 +19,7 @@ class Publish:
 
 @dataclass(frozen=True)
 class Subscribe:
-    """To be subscribed to with QoS 1, before whatever is published next."""
+    """To be subscribed to, before whatever is published next."""
 
     topics: tuple[str, ...]
 

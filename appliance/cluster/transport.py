@@ -61,6 +61,11 @@ SILENCE_MAX: Final = 10_000
 REFUSED: Final = 0x80
 """Return codes of a subscription from here on are refusals (MQTT 3.1.1 section 3.9.3)."""
 QOS: Final = 1
+"""Of what this node publishes: the broker says when it has it."""
+SUBSCRIBED_QOS: Final = 0
+"""Of what it hears. Within a connection TCP loses nothing, and beyond it a clean session keeps nothing. So to
+acknowledge each message protects from nothing, and costs nats-server a consumer for each topic of each node, all of
+which it looks at for each acknowledgement (`docs/cluster.md`)."""
 LOST: Final = (aiomqtt.MqttError, OSError, ValueError)
 """How a connection ends, or fails to begin; ValueError is paho's, about a host name that is none."""
 
@@ -208,7 +213,7 @@ class Transport:
                 await client.unsubscribe(list(command.topics))
 
     async def _subscribe(self, client: Connection, topics: tuple[str, ...]) -> None:
-        codes: Iterable[Any] = await client.subscribe([(topic, QOS) for topic in topics])
+        codes: Iterable[Any] = await client.subscribe([(topic, SUBSCRIBED_QOS) for topic in topics])
         for topic, code in zip(topics, codes, strict=False):
             if getattr(code, "value", code) >= REFUSED:
                 self._events.refused(topic)

@@ -81,10 +81,11 @@ def tcp_server(port: int) -> None:
 @click.argument("port", type=int)
 @click.argument("seconds", type=float)
 @click.argument("rate", type=float)
-def open_client(address: str, port: int, seconds: float, rate: float) -> None:
+@click.option("--steady", is_flag=True, help="Gaps of one length, and no sleep between requests.")
+def open_client(address: str, port: int, seconds: float, rate: float, steady: bool) -> None:
     """Send RATE requests a second, whatever becomes of them, and time the responses."""
     with openloop.client(address, port) as endpoint:
-        work(lambda: openloop.ask(endpoint, rate, seconds))
+        work(lambda: openloop.ask(endpoint, rate, seconds, steady=steady))
 
 
 @main.command()

@@ -72,11 +72,11 @@ def monotonic(scratch: NDArray[np.int64]) -> int:
 
 
 @compiled
-def wait_until(moment: int, scratch: NDArray[np.int64]) -> int:
-    """Waits until a moment of CLOCK_MONOTONIC, asleep but for the last SPIN ns; the time then."""
+def wait_until(moment: int, scratch: NDArray[np.int64], awake: int = SPIN) -> int:
+    """Waits until a moment of CLOCK_MONOTONIC, asleep but for the last `awake` ns; the time then."""
     now = monotonic(scratch)
-    if moment - now > SPIN:
-        early = moment - SPIN
+    if moment - now > awake:
+        early = moment - awake
         scratch[0], scratch[1] = early // SECOND, early % SECOND
         _clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, scratch.ctypes.data, 0)
         now = monotonic(scratch)

@@ -6,11 +6,16 @@ the moment when its request was *to* leave. So a stall of the system is felt by 
 one of them as in a closed loop (coordinated omission; G. Tene, "How NOT to Measure Latency"). Gaps between arrivals
 are exponential, from a fixed seed: bursts as independent clients make them, the same for every system.
 
+With ``steady`` it is sockperf's load instead, to be held against that tool: gaps of one length, a sender that never
+sleeps, on the first CPU, and a receiver on the last. All of that shows in the median: a CPU that idles between two
+requests must be woken for each, and one that a sender keeps for itself is nobody else's (`perf.calibrate`).
+
 The client sends in one thread and receives in another, both compiled and without the interpreter's lock. A request
 without a response within `WAIT` after the last is lost."""
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from dataclasses import dataclass
@@ -25,6 +30,7 @@ from perf.load.native import (
     MSG_WAITFORONE,
     NOWHERE,
     SECOND,
+    SPIN,
     Batch,
     compiled,
     monotonic,
@@ -66,20 +72,23 @@ class Served:
     responses: int
 
 
-def schedule(rate: float, seconds: float) -> NDArray[np.int64]:
-    """Moments of arrival in ns from the start: Poisson, `rate` a second."""
+def schedule(rate: float, seconds: float, *, steady: bool = False) -> NDArray[np.int64]:
+    """Moments of arrival in ns from the start: Poisson, `rate` a second, or steady."""
+    if steady:
+        return (np.arange(1, int(rate * seconds) + 1) * (SECOND / rate)).astype(np.int64)
     gaps = np.random.default_rng(SEED).exponential(1 / rate, int(rate * seconds))
     return np.cumsum(gaps * SECOND).astype(np.int64)
 
 
 @compiled
-def _send(handle: int, due: NDArray[np.int64], late: NDArray[np.int64]) -> int:
-    """Sends request i at `due[i]`, how late into the histogram: how many the kernel took."""
+def _send(handle: int, due: NDArray[np.int64], late: NDArray[np.int64], awake: int) -> int:
+    """Sends request i at `due[i]`, waiting the last `awake` ns without sleep, how late into the histogram: how many the
+    kernel took."""
     clock = np.zeros(2, np.int64)
     words = np.zeros(SIZE // 8, np.int64)
     sent = 0
     for index in range(len(due)):
-        now = wait_until(due[index], clock)
+        now = wait_until(due[index], clock, awake)
         words[0] = index
         sent += send(handle, words.ctypes.data, SIZE, 0) == SIZE
         record(late, now - due[index])
@@ -123,22 +132,32 @@ def _serve(handle: int, messages: NDArray[Any]) -> int:
 def client(address: str, port: int) -> socket.socket:
     """A client's socket, its loops compiled. Raises OSError."""
     nothing = np.zeros(1, np.int64)
-    _send(NOWHERE, nothing, histogram.empty())
+    _send(NOWHERE, nothing, histogram.empty(), 0)
     _receive(NOWHERE, nothing, histogram.empty(), 0)
     endpoint = connected(socket.SOCK_DGRAM, address, port)
     limit(endpoint, 0.05)
     return endpoint
 
 
-def ask(endpoint: socket.socket, rate: float, seconds: float) -> Answered:
+def ask(endpoint: socket.socket, rate: float, seconds: float, *, steady: bool = False) -> Answered:
     """Sends requests at a rate for so many seconds, and takes the responses."""
-    due = schedule(rate, seconds) + monotonic(np.zeros(2, np.int64)) + START_NS
+    awake, cpus = SECOND if steady else SPIN, sorted(os.sched_getaffinity(0))
+    due = schedule(rate, seconds, steady=steady) + monotonic(np.zeros(2, np.int64)) + START_NS
     times, late, sent = histogram.empty(), histogram.empty(), [0]
     until = int(due[-1] + WAIT * SECOND)
-    thread = threading.Thread(target=lambda: sent.__setitem__(0, _send(endpoint.fileno(), due, late)))
+
+    def send_all() -> None:
+        if steady:
+            os.sched_setaffinity(0, cpus[:1])  # this thread's alone
+        sent[0] = _send(endpoint.fileno(), due, late, awake)
+
+    thread = threading.Thread(target=send_all)
     thread.start()
+    if steady:
+        os.sched_setaffinity(0, cpus[-1:])
     received = _receive(endpoint.fileno(), due, times, until)
     thread.join()
+    os.sched_setaffinity(0, cpus)
     return Answered(
         requests=len(due),
         lost=len(due) - received,

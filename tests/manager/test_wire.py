@@ -287,3 +287,14 @@ def test_a_lost_node_takes_its_instances_along_until_it_announces_them_again(sha
                 assert await watcher.numbers(job) == [0]
 
     asyncio.run(main())
+
+
+def test_a_node_follows_more_services_than_a_broker_lets_it_by_itself(shared: Cluster, manager: Manager) -> None:
+    """nats-server refuses a session's 64th subscription, and the 1,001st of all nodes together, if nobody says more."""
+    followed = [(f"jobs/{job_name()}/updates_available", 1) for _ in range(1_100)]
+
+    async def scene(node: Node) -> None:
+        codes = await node.client.subscribe(followed, timeout=30)
+        assert {getattr(code, "value", code) for code in codes} == {1}
+
+    play(shared, scene)

@@ -24,7 +24,10 @@ def measured(plan: Plan, **ratios: float) -> Result:
     return result(*samples, repeats=1)
 
 
-def tried(**ratios: float) -> tuple[bool, list[tuple[str, ...]]]:
+HELD, LOST, UNDECIDED = smoke.Verdict.HELD, smoke.Verdict.LOST, smoke.Verdict.UNDECIDED
+
+
+def tried(busy: float = 0.0, **ratios: float) -> tuple[smoke.Verdict, list[tuple[str, ...]]]:
     """What the guard says, and what it measured in each try."""
     tries: list[tuple[str, ...]] = []
 
@@ -32,22 +35,37 @@ def tried(**ratios: float) -> tuple[bool, list[tuple[str, ...]]]:
         tries.append(plan.scenarios)
         return measured(plan, **ratios)
 
-    return smoke.guard(BASELINE, measure, lambda _: None), tries
+    return smoke.guard(BASELINE, measure, lambda _: None, lambda: busy), tries
 
 
 def test_what_holds_is_measured_once():
-    assert tried(tcp1=0.5, udp64_flows=0.85, rr=1.5) == (True, [smoke.GUARDED])
+    assert tried(tcp1=0.5, udp64_flows=0.85, rr=1.5) == (HELD, [smoke.GUARDED])
 
 
 @pytest.mark.parametrize("lost", [{"tcp1": 0.47}, {"udp64_flows": 0.7}, {"rr": 1.6}])
 def test_what_lost_more_than_a_fifth_is_tried_three_times_alone(lost):
     (name,) = (it.replace("_", "-") for it in lost)
-    assert tried(**lost) == (False, [smoke.GUARDED, (name,), (name,)])
+    assert tried(**lost) == (LOST, [smoke.GUARDED, (name,), (name,)])
 
 
 def test_a_disturbed_try_is_forgiven():
     ratios = iter([0.1, 0.6])
-    assert smoke.guard(BASELINE, lambda plan: measured(plan, tcp1=next(ratios)), lambda _: None)
+    assert smoke.guard(BASELINE, lambda plan: measured(plan, tcp1=next(ratios)), lambda _: None) is HELD
+
+
+def judged_on(*busy: float) -> smoke.Verdict:
+    """What the guard says of code that is slow, the machine being so busy when it is asked."""
+    rest = iter(busy)
+    return smoke.guard(BASELINE, lambda plan: measured(plan, tcp1=0.1), lambda _: None, lambda: next(rest, 0.0))
+
+
+def test_a_busy_machine_is_not_measured_and_convicts_nobody():
+    assert tried(busy=50.0, tcp1=0.1) == (UNDECIDED, [])
+
+
+def test_two_quiet_tries_convict_and_one_does_not():
+    assert judged_on(0.0, 50.0) is LOST
+    assert judged_on(0.0, 50.0, 0.0, 50.0) is UNDECIDED
 
 
 def test_what_could_not_be_measured_is_lost():

@@ -73,9 +73,10 @@ def test_a_phase_ends_when_its_time_is_over(monkeypatch):
     assert found.seconds < 5
 
 
-def test_a_small_storm_is_weathered(monkeypatch):
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_small_storm_is_weathered(qos, monkeypatch):
     monkeypatch.setattr(storm, "CHANGES", 1)
-    facts = asyncio.run(storm.run(nodes=6, services=12))
+    facts = asyncio.run(storm.run(storm.Setting(nodes=6, services=12, qos=qos)))
     assert facts["nodes registered"] == "6"
     assert facts["services deployed"] == facts["instances announced"] == "12"
     assert facts["notices heard, of 1 changes by 6 nodes"] == "6"

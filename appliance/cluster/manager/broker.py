@@ -9,7 +9,9 @@ second manager nor one that is started too early opens the same files.
 
 Clients connect on the loopback; nodes reach the MQTT listener. With ``pki`` that is TLS only, and who a client is and
 what it may do follows from its certificate (`pki`); `reload` has new nodes let in. JetStream writes to the disk before
-it acknowledges (`sync_interval: always`): a subnet that was answered is a subnet that survives a power failure.
+it acknowledges (`sync_interval: always`): a subnet that was answered is a subnet that survives a power failure. What it
+keeps of a subscription (a consumer) is in memory: nodes subscribe again on each connection, and half of what the disk
+had to do for a node that came was to keep what nobody reads.
 """
 
 from __future__ import annotations
@@ -44,6 +46,12 @@ RESTART_S = 0.5
 POLL_S = 0.02
 PAYLOAD_MAX = 8 << 20
 """Largest message: the answer for a service of some 10,000 instances."""
+UNLIMITED = -1
+"""Consumers of a stream. Each subscription with QoS 1 is one, all of the same stream, and nats-server 2.15 ends at
+1,000 where nothing is set: 500 nodes that follow nothing yet."""
+UNACKNOWLEDGED = 16
+"""Messages of one subscription on their way to a node. All of a node's subscriptions together may have 65,535, and each
+has its share reserved: 4,095 subscriptions. With nats-server's own 1,024 a node is refused the 64th."""
 LOG_MAX = 16 << 20
 """Bytes of its log file, which is then renamed."""
 PR_SET_PDEATHSIG = 1
@@ -64,8 +72,18 @@ def configuration(settings: BrokerSettings) -> dict[str, Any]:
         "host": "127.0.0.1",
         "port": settings.port,
         "max_payload": PAYLOAD_MAX,
-        "jetstream": {"store_dir": str(settings.state), "sync_interval": settings.sync},
-        "mqtt": {"host": settings.mqtt_host, "port": settings.mqtt_port, **listener},
+        "jetstream": {
+            "store_dir": str(settings.state),
+            "sync_interval": settings.sync,
+            "limits": {"default_max_consumers": UNLIMITED},
+        },
+        "mqtt": {
+            "host": settings.mqtt_host,
+            "port": settings.mqtt_port,
+            "consumer_memory_storage": True,  # a session is clean, so what is on its way ends with it anyway
+            "max_ack_pending": UNACKNOWLEDGED,
+            **listener,
+        },
         "ports_file_dir": str(settings.runtime),
         "log_file": str(settings.runtime / "nats-server.log"),
         "logfile_size_limit": LOG_MAX,

@@ -37,8 +37,9 @@ ACK_WAIT_S = 2.0
 """How long a manager may hold a message before it is given to another."""
 STALE_S = 3600.0
 """Age at which a message is dropped that nobody took."""
-PENDING_MAX = 1024
-"""Messages that all managers together hold; more wait in the broker."""
+PENDING_MAX = 256
+"""Messages that all managers together hold; more wait in the broker. Few enough that a manager that carries out 128 a
+second has still acknowledged one before ACK_WAIT_S: what is handed out again while it is worked on is done twice."""
 DELIVERIES = 10
 """How often a message is handed out at most."""
 AGAIN_S = 0.5

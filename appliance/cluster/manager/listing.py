@@ -10,7 +10,7 @@ says it again. A new connection, as after the broker's or our own start, reads a
 and after SETTLE_S everything is compared.
 
 One node that changes costs one comparison and one message, which the broker hands to every node. Publishing that fails
-is repeated.
+is repeated. Many that change are published AT_ONCE at a time, as answers that nodes wait for share the way.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 1.0
 """Seconds in which the broker delivers what is retained; if it takes longer, some of it is said again."""
+AT_ONCE = 64
+"""Messages on their way at a time: a part of what the outbox takes (`outbox.WINDOW`)."""
 PAUSE_S = 0.1
 """Longest random pause before changes are compared."""
 OURS, EXISTING = 2, 1
@@ -82,13 +84,17 @@ class Listing:
     async def _say(self, names: Iterable[str]) -> None:
         wanted = {name: entry(self._store.state, name) for name in names}
         different = {name: it for name, it in wanted.items() if it != self._retained.get(name, b"")}
-        try:
-            await self._outbox.send(Message(topics.listed(name), it, retain=True) for name, it in different.items())
-        except UnavailableError as error:
-            log.warning("list of nodes not published", extra={"error": error})
-            self._mark(different)
-            return
-        self.sent += len(different)
+        left = list(different.items())
+        while left:
+            some = left[:AT_ONCE]
+            try:
+                await self._outbox.send(Message(topics.listed(name), it, retain=True) for name, it in some)
+            except UnavailableError as error:
+                log.warning("list of nodes not published", extra={"error": error})
+                self._mark(name for name, _ in left)
+                return
+            self.sent += len(some)
+            del left[:AT_ONCE]
 
     def _connected(self) -> None:
         self._retained.clear()

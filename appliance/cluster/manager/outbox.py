@@ -3,6 +3,10 @@
 A message that a NATS client publishes reaches MQTT subscribers with QoS 0 whatever they asked for, so answers go
 through the broker's MQTT side. `send` returns when the broker has acknowledged all; while the broker is away it waits
 and sends again, for at most PATIENCE_S.
+
+At most WINDOW messages are on their way to the broker; others wait for their turn, in order, before their time begins
+to run. Without that, a burst that takes the broker longer than ACK_S is sent again while it still works on it, which
+makes it slower yet: 10,000 announcements of 5,000 nodes at once never ended.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ log = logging.getLogger(__name__)
 ACK_S = 2.0
 """How long the broker may take to acknowledge one message."""
 PATIENCE_S = 8.0
-"""How long a message is tried."""
+"""How long a message is tried, from its turn on."""
+WINDOW = 256
+"""Messages sent and not acknowledged: a broker that acknowledges 128 a second keeps up with ACK_S."""
 RECONNECT_S = 0.2
 """Pause between attempts to connect."""
 KEEPALIVE_S = 15
@@ -45,6 +51,7 @@ class Outbox:
         self._port = port
         self._client: Connection | None = None
         self._connected = asyncio.Event()
+        self._window = asyncio.Semaphore(WINDOW)
         self._topic = ""
         self._begun: Callable[[], None] = lambda: None
         self._heard: Callable[[str, bytes], None] = lambda _topic, _payload: None
@@ -99,11 +106,12 @@ class Outbox:
 
     async def _send(self, message: Message) -> None:
         payload = message.payload if isinstance(message.payload, bytes) else orjson.dumps(message.payload)
-        end = time.monotonic() + PATIENCE_S
-        while time.monotonic() < end:
-            if await self._try(message, payload, end - time.monotonic()):
-                return
-            await asyncio.sleep(RECONNECT_S)
+        async with self._window:
+            end = time.monotonic() + PATIENCE_S
+            while time.monotonic() < end:
+                if await self._try(message, payload, end - time.monotonic()):
+                    return
+                await asyncio.sleep(RECONNECT_S)
         raise UnavailableError(f"{message.topic}: expected an acknowledgement within {PATIENCE_S:g} s")
 
     async def _try(self, message: Message, payload: bytes, left: float) -> bool:
