@@ -347,6 +347,7 @@ def _service(service: Service) -> dict[str, Any]:
         "address": str(service.address),
         "policy": service.policy,
         "backends": [str(address) for address in service.backends],
+        "weights": list(service.weights) or [1] * len(service.backends),
         "job": service.name,
     }
 
