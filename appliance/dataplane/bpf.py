@@ -1,4 +1,4 @@
-"""A small eBPF assembler and loader: socket filters only, through bpf(2).
+"""A small eBPF assembler and loader: programs that look at a packet, through bpf(2).
 
 The instruction encoding is that of the kernel's Documentation/bpf/standardization/instruction-set.rst. Arithmetic is
 32-bit throughout (the upper half of a register is zeroed), as the hash that we need is.
@@ -24,7 +24,9 @@ _ADD, _MUL, _AND, _LSH, _RSH, _MOD, _XOR, _MOV = 0x00, 0x20, 0x50, 0x60, 0x70, 0
 _JA, _JEQ, _JNE, _EXIT = 0x00, 0x10, 0x50, 0x90
 
 _PROG_LOAD: Final = 5
-_PROG_TYPE_SOCKET_FILTER: Final = 1
+SOCKET_FILTER: Final = 1
+CLASSIFIER: Final = 3
+"""Types of programs (linux/bpf.h): what decides at a socket, and at a link's ingress (tc-bpf(8))."""
 _SYSCALL_BPF: Final = {"x86_64": 321, "aarch64": 280}
 
 
@@ -113,14 +115,14 @@ _ATTEMPTS = 5
 """The verifier gives up with EAGAIN when a signal is pending (kernel/bpf/verifier.c), such as a child's end."""
 
 
-def load_socket_filter(program: bytes, name: str) -> int:
-    """Load a socket filter; gives its descriptor. Raises OSError with the verifier's last words."""
+def load(kind: int, program: bytes, name: str) -> int:
+    """Load a program; gives its descriptor. Raises OSError with the verifier's last words."""
     log = ctypes.create_string_buffer(65_536)
     code = ctypes.create_string_buffer(program, len(program))
     licence = ctypes.create_string_buffer(b"Dual MIT/GPL")
     attributes = struct.pack(
         "=IIQQIIQII16s",
-        _PROG_TYPE_SOCKET_FILTER,
+        kind,
         len(program) // 8,
         ctypes.addressof(code),
         ctypes.addressof(licence),

@@ -159,6 +159,12 @@ class EnvironmentManager:
             return Condition.GONE
         return Condition.WHOLE if link.carrier else Condition.IMPAIRED
 
+    async def forged(self) -> dict[tuple[str, int], int]:
+        """How many frames that were not their own containers have sent (`guard`), by service and instance; only where
+        there are any. Raises EnvironmentError_ if the kernel does not tell."""
+        dropped = await self._apart(work.forged)
+        return {(it.service, it.instance): n for it in self.attachments() if (n := dropped.get(it.veth, 0))}
+
     async def is_damaged(self) -> bool:
         """Whether `converge` has something to do, or would fail. Not before the first one, nor after `remove`."""
         async with self._lock("converge"):

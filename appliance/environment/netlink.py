@@ -17,6 +17,7 @@ Kept in mind about pyroute2 and rtnetlink:
 """
 
 import errno
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from ipaddress import ip_interface, ip_network
@@ -28,8 +29,9 @@ from pyroute2 import AsyncIPRoute, NetlinkError
 from pyroute2.ethtool.ioctl import IoctlEthtool
 from pyroute2.netlink import NLM_F_DUMP_INTR, rtnl
 
-from appliance.environment import plan
-from appliance.environment.addresses import IPInterface, IPNetwork, default_route
+from appliance.dataplane import bpf
+from appliance.environment import guard, plan
+from appliance.environment.addresses import IPAddress, IPInterface, IPNetwork, default_route
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.hints import AddressEvent, Event, LinkEvent, RouteEvent
 from appliance.environment.namespace import Namespace
@@ -48,6 +50,8 @@ _CLONED: Final = 0x200  # RTM_F_CLONED: an entry of the kernel's cache, no route
 _UNIVERSE_SCOPE: Final = 0  # RT_SCOPE_UNIVERSE
 _LINK_SCOPE: Final = 253  # RT_SCOPE_LINK
 _UNICAST: Final = 1  # RTN_UNICAST
+_INGRESS: Final = 0xFFFFFFF2  # TC_H_CLSACT, TC_H_MIN_INGRESS
+_ANY_PROTOCOL: Final = 0x0003  # ETH_P_ALL
 _GRO: Final = "generic-receive-offload"
 _REASONS: Final = {
     errno.EXFULL: "the bridge has 1023 ports already, the kernel's limit",
@@ -122,6 +126,22 @@ class Kernel:
         family = AF_INET if version == 4 else AF_INET6
         messages = await self._dump(self.ipr.route, family=family, table=_MAIN_TABLE, **filters)
         return [it for it in messages if it["family"] == family and it.get("table") == _MAIN_TABLE]
+
+    async def guard(self, index: int) -> str:
+        """The name of the filter that guards a link; empty if none does."""
+        try:
+            found = [it async for it in await self.ipr.get_filters(index=index, parent=_INGRESS)]
+        except NetlinkError as error:
+            if error.code not in (errno.EINVAL, errno.ENOENT, errno.ENODEV):  # no clsact; the link is gone
+                raise
+            return ""
+        ours = (it for it in found if it["handle"] == guard.HANDLE and it["info"] >> 16 == guard.PRIORITY)
+        return next((str(it.get_nested("TCA_OPTIONS", "TCA_BPF_NAME")) for it in ours), "")
+
+    async def forged(self) -> dict[int, int]:
+        """How many frames of links with a guard were dropped where they came in, by index."""
+        found = [it async for it in await self.ipr.get_qdiscs() if it.get("kind") == "clsact"]
+        return {it["index"]: it.get_nested("TCA_STATS2", "TCA_STATS_QUEUE")["drops"] for it in found}
 
     async def namespace_id(self, namespace: Namespace) -> int | None:
         """The number by which this namespace knows another one, None if it does not."""
@@ -214,6 +234,8 @@ class Executor:
                 await self._set(place, link, state="up")
             case plan.EnableGro(link):
                 node.enable_gro(link)
+            case plan.Guard(link, addresses):
+                await self._guard(await node.index(link), addresses)
             case plan.SetRecord(link, record):
                 await self._set(Place.NODE, link, ifalias=record)
             case plan.AddAddress(place, link, interface):
@@ -254,6 +276,31 @@ class Executor:
             group=plan.LINK_GROUP,
             peer=peer,
         )
+
+    async def _guard(self, index: int, addresses: tuple[IPAddress, ...]) -> None:
+        """The kernel keeps the program as long as the filter."""
+        ipr = self._node.ipr
+        try:
+            await ipr.tc("add", "clsact", index)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        program = bpf.load(bpf.CLASSIFIER, guard.program(addresses), "edge_guard")
+        try:
+            await ipr.tc(
+                "replace-filter",
+                "bpf",
+                index,
+                fd=program,
+                name=guard.name(addresses),
+                direct_action=True,
+                parent=_INGRESS,
+                prio=guard.PRIORITY,
+                protocol=_ANY_PROTOCOL,
+                handle=guard.HANDLE,
+            )
+        finally:
+            os.close(program)
 
     async def _delete(self, link: str) -> None:
         try:

@@ -15,6 +15,7 @@ async def node(kernel: Kernel, wanted: NodeWanted) -> NodeActual:
     sysctls = kernel.sysctls(plan.node_sysctls(wanted, ipv6))
     is_router = sysctls.get(plan.FORWARDING_V6) == "1"
     bridge, tun = await kernel.link(wanted.bridge), await kernel.link(wanted.tun)
+    veths = await _veths(kernel, bridge)
     return NodeActual(
         ipv6=ipv6,
         bridge=bridge,
@@ -22,7 +23,8 @@ async def node(kernel: Kernel, wanted: NodeWanted) -> NodeActual:
         gateways=frozenset() if bridge is None else await kernel.addresses(bridge.index),
         tun_addresses=frozenset() if tun is None else await kernel.addresses(tun.index),
         overlay=frozenset() if tun is None else await _overlay(kernel, tun),
-        veths=await _veths(kernel, bridge),
+        veths=veths,
+        guards={it.name: await kernel.guard(it.index) for it in veths if it.record is not None},
         advertised=_advertised(kernel) if ipv6 and not is_router else (),
         sysctls=sysctls,
     )
@@ -45,6 +47,7 @@ async def attachment(node: Kernel, container: Kernel, namespace: Namespace, brid
         bridge=await node.link(bridge),
         veth=link,
         gro=link is not None and node.gro(name),
+        guard="" if link is None else await node.guard(link.index),
         peer=peer,
         names=frozenset(it.name for it in inside),
         loopback_up=any(it.name == "lo" and it.up for it in inside),

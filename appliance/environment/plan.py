@@ -19,7 +19,7 @@ from ipaddress import IPv4Interface
 from typing import Final
 
 from appliance import limits
-from appliance.environment import names
+from appliance.environment import guard, names
 from appliance.environment.addresses import IPAddress, IPInterface, IPNetwork, default_route
 from appliance.environment.attachment import Record
 from appliance.environment.errors import EnvironmentError_
@@ -111,6 +111,15 @@ class EnableGro:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """Has a container's link take nothing but frames of these addresses, IPv4 first (`guard`); in place of what guards
+    it now."""
+
+    link: str
+    addresses: tuple[IPAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetRecord:
     """Commits an attachment."""
 
@@ -171,6 +180,7 @@ Command = (
     | SetMaster
     | SetUp
     | EnableGro
+    | Guard
     | SetRecord
     | AddAddress
     | RemoveAddress
@@ -208,9 +218,9 @@ class Link:
     carrier: bool = False  # of a pair's end: both ends are up
 
     @property
-    def committed(self) -> bool:
-        """Whether this is a container's link that was made to the end."""
-        return Record.decode(self.alias) is not None
+    def record(self) -> Record | None:
+        """Of a container's link that was made to the end, its record."""
+        return Record.decode(self.alias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +251,7 @@ class NodeActual:
     tun_addresses: frozenset[IPInterface] = frozenset()
     overlay: frozenset[IPNetwork] = frozenset()
     veths: tuple[Link, ...] = ()
+    guards: Mapping[str, str] = field(default_factory=dict)  # names of filters, by link
     advertised: tuple[str, ...] = ()  # links that take router advertisements as a host does
     sysctls: Mapping[str, str] = field(default_factory=dict)
 
@@ -272,6 +283,7 @@ class AttachmentActual:
     bridge: Link | None = None
     veth: Link | None = None
     gro: bool = False
+    guard: str = ""  # the filter's name
     peer: Link | None = None
     names: frozenset[str] = frozenset()
     loopback_up: bool = False
@@ -364,8 +376,11 @@ def _ports(wanted: NodeWanted, actual: NodeActual) -> Iterator[Command]:
     """The node's ends of complete containers' links."""
     index = 0 if actual.bridge is None else actual.bridge.index
     for link in actual.veths:
-        if not link.committed:
+        record = link.record
+        if record is None:
             continue
+        if actual.guards.get(link.name) != guard.name(record.addresses):
+            yield Guard(link.name, record.addresses)
         if link.master == 0 or link.master != index:
             yield SetMaster(link.name, wanted.bridge)
         if link.mtu != wanted.mtu:
@@ -515,6 +530,9 @@ def _link(wanted: AttachmentWanted, actual: AttachmentActual) -> Iterator[Comman
         yield from _link_sysctls(wanted, actual)
     if not actual.gro:
         yield EnableGro(wanted.veth)
+    addresses = tuple(it.ip for it in wanted.addresses)
+    if actual.guard != guard.name(addresses):
+        yield Guard(wanted.veth, addresses)
 
 
 def _attachment_sysctls(veth: str, interface: str) -> tuple[tuple[Place, str, str], ...]:

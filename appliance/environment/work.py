@@ -88,6 +88,13 @@ async def veth(name: str) -> Link | None:
         return await observe.veth(kernel, name)
 
 
+async def forged() -> dict[str, int]:
+    """How many frames the guards of containers' links have dropped, by the link's name on the node."""
+    async with Kernel.open() as kernel:
+        dropped, links = await kernel.forged(), await kernel.veths()
+        return {link.name: dropped[link.index] for link in links if link.index in dropped}
+
+
 def _interface(actual: AttachmentActual, wanted: str) -> str:
     """The link's name in the container."""
     if actual.peer is not None:

@@ -206,6 +206,9 @@ def _operations(picture: Picture) -> Iterator[Metric]:
     yield _gauge("config_last_reload_successful", "Whether the file is in force.", picture["reload"]["successful"])
     yield _gauge("config_last_reload_timestamp_seconds", "When it was read last, Unix time.", picture["reload"]["at"])
     yield _gauge("attachments", "Containers that are attached.", picture["attachments"])
+    forged = (([it["service"], str(it["instance"])], it["frames"]) for it in picture["forged"])
+    text = "Frames of containers that were not from their own addresses."
+    yield _labelled(CounterMetricFamily, "forged_frames", text, ["service", "instance"], forged)
     yield _gauge("attachments_impaired", "Those whose link passes no packets.", len(picture["upkeep"]["impaired_now"]))
     yield _events("upkeep_events", "What others did to the node, and repairs.", picture["upkeep"])
 

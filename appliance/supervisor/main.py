@@ -374,7 +374,7 @@ class Supervisor:
         from appliance.dataplane import bpf, steering
 
         try:
-            program = bpf.load_socket_filter(steering.program(workers, inbound=inbound), "edge_steer")
+            program = bpf.load(bpf.SOCKET_FILTER, steering.program(workers, inbound=inbound), "edge_steer")
             attach(program)
             os.close(program)
         except OSError as error:

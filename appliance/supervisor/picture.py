@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance import __version__
+from appliance.environment.errors import EnvironmentError_
 from appliance.observe.counters import ANNOUNCED, HEARTBEAT, drops, snapshot, stages
 from appliance.tables.publish import ASLEEP
 
@@ -38,6 +39,7 @@ async def status(supervisor: Supervisor) -> dict[str, Any]:
         "naming": naming,
         "upkeep": supervisor.upkeep.status(),
         "attachments": len(supervisor.environment.attachments()),
+        "forged": await _forged(supervisor),
         "reload": {"successful": supervisor.reload_error == "", "at": supervisor.reloaded_at},
         "firewall": supervisor.ports.status(),
         "exposed": supervisor.ingress.status(),
@@ -45,6 +47,15 @@ async def status(supervisor: Supervisor) -> dict[str, Any]:
         "ill": why_ill(forwarding),
         "not_ready": why_not_ready(supervisor, forwarding, naming),
     }
+
+
+async def _forged(supervisor: Supervisor) -> list[dict[str, Any]]:
+    """Which containers have sent frames that were not their own."""
+    try:
+        counted = await supervisor.environment.forged()
+    except EnvironmentError_:
+        return []
+    return [{"service": service, "instance": n, "frames": frames} for (service, n), frames in counted.items()]
 
 
 def workers(supervisor: Supervisor) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def group(request: pytest.FixtureRequest):
     opened = [sockets.dual_stack("::", 0, 65_536, reuse=True)]
     port = opened[0].getsockname()[1]
     opened += [sockets.dual_stack("::", port, 65_536, reuse=True) for _ in range(request.param - 1)]
-    program = bpf.load_socket_filter(steering.program(request.param, inbound=True), "test")
+    program = bpf.load(bpf.SOCKET_FILTER, steering.program(request.param, inbound=True), "test")
     opened[0].setsockopt(socket.SOL_SOCKET, sockets.SO_ATTACH_REUSEPORT_EBPF, struct.pack("i", program))
     os.close(program)
     yield opened, ("127.0.0.1", port)

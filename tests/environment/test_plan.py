@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from appliance import limits
-from appliance.environment import EnvironmentError_, names, plan
+from appliance.environment import EnvironmentError_, guard, names, plan
 from appliance.environment.plan import (
     AddAddress,
     AddRoute,
@@ -19,6 +19,7 @@ from appliance.environment.plan import (
     CreateVeth,
     DeleteLink,
     EnableGro,
+    Guard,
     Link,
     NodeActual,
     NodeWanted,
@@ -48,6 +49,7 @@ FRESH = NodeActual(ipv6=True, tun=FRESH_TUN, sysctls={"net/ipv4/ip_forward": "0"
 RECORD = "edge1 web 0 eth0 10.18.0.2 fc00::2 name:web"
 VETH = names.veth_name("web", 0)
 WHOLE_VETH = Link(VETH, 12, kind="veth", up=True, mtu=1450, master=9, group=plan.LINK_GROUP, alias=RECORD, peer=3)
+OWN = (ip_address("10.18.0.2"), ip_address("fc00::2"))
 WHOLE_BRIDGE = Link("br", 9, kind="bridge", up=True, mtu=1450, group=plan.LINK_GROUP)
 WHOLE = NodeActual(
     ipv6=True,
@@ -57,6 +59,7 @@ WHOLE = NodeActual(
     tun_addresses=frozenset(WANTED.tun_addresses),
     overlay=frozenset(WANTED.overlay),
     veths=(WHOLE_VETH,),
+    guards={VETH: guard.name(OWN)},
     sysctls={
         "net/ipv4/ip_forward": "1",
         "net/ipv6/conf/all/forwarding": "1",
@@ -149,6 +152,8 @@ def test_a_router_already_is_left_as_it_is() -> None:
         (replace(WHOLE, veths=(replace(WHOLE_VETH, master=0),)), [SetMaster(VETH, "br")]),
         (replace(WHOLE, veths=(replace(WHOLE_VETH, mtu=1500),)), [SetMtu(NODE, VETH, 1450)]),
         (replace(WHOLE, veths=(replace(WHOLE_VETH, up=False),)), [SetUp(NODE, VETH)]),
+        (replace(WHOLE, guards={}), [Guard(VETH, OWN)]),
+        (replace(WHOLE, guards={VETH: guard.name(OWN[:1])}), [Guard(VETH, OWN)]),
         (replace(WHOLE, veths=(replace(WHOLE_VETH, alias="", up=False, master=0),)), []),
     ],
     ids=[
@@ -158,6 +163,8 @@ def test_a_router_already_is_left_as_it_is() -> None:
         "a container that is off the bridge",
         "a container with another MTU",
         "a container that is down",
+        "a container without a guard",
+        "a container with another one's guard",
         "a half-made link is not repaired",
     ],
 )
@@ -226,6 +233,7 @@ ATTACHED = AttachmentActual(
     bridge=WHOLE_BRIDGE,
     veth=WHOLE_VETH,
     gro=True,
+    guard=guard.name(OWN),
     peer=Link("eth0", 3, kind="veth", up=True, mtu=1450, peer=12),
     names=frozenset({"lo", "eth0"}),
     loopback_up=True,
@@ -245,6 +253,7 @@ FROM_NOTHING: list[Command] = [
     sysctl("ipv6/conf/eth0/accept_dad", "0", CONTAINER),
     sysctl("ipv6/conf/eth0/accept_ra", "0", CONTAINER),
     EnableGro(VETH),
+    Guard(VETH, OWN),
     SetUp(NODE, VETH),
     SetUp(CONTAINER, "lo"),
     SetUp(CONTAINER, "eth0"),
@@ -276,6 +285,7 @@ def test_the_record_is_always_the_last_command() -> None:
         "veth": (None, WHOLE_VETH, replace(WHOLE_VETH, alias="", up=False, mtu=9000)),
         "peer": (None, ATTACHED.peer),
         "gro": (False, True),
+        "guard": ("", ATTACHED.guard),
         "loopback_up": (False, True),
         "addresses": (frozenset(), ATTACHED.addresses),
         "routes": (frozenset(), ATTACHED.routes),
@@ -285,7 +295,7 @@ def test_the_record_is_always_the_last_command() -> None:
         actual = replace(ATTACHED, **dict(zip(choices, values, strict=True)))
         commands = plan.plan_attachment(PLACED, actual)
         assert not [it for it in commands[:-1] if isinstance(it, SetRecord)]
-        if actual.veth is None or actual.peer is None or not actual.veth.committed:
+        if actual.veth is None or actual.peer is None or actual.veth.record is None:
             assert commands[-1] == SetRecord(VETH, RECORD)
 
 

@@ -11,12 +11,25 @@ from appliance.lab import measure
 from appliance.lab.demo import owning
 from appliance.lab.lifecycle import Lab
 from appliance.lab.plan import IPERF_PORTS, Family
-from tests.lab.helpers import FAMILIES, balanced, instance_ip, link_counter, probe, program, run, same, until
+from tests.lab.helpers import (
+    FAMILIES,
+    balanced,
+    instance_ip,
+    link_counter,
+    namespace_ip,
+    probe,
+    program,
+    run,
+    same,
+    until,
+)
 
 pytestmark = pytest.mark.root
 by_family = pytest.mark.parametrize("family", FAMILIES)
 
 TIMES = 20
+SPOOFER_PORT = 1
+"""That `spoofer` sends from."""
 
 
 @by_family
@@ -153,13 +166,25 @@ def test_what_has_no_way_is_dropped_and_counted(lab: Lab, target: str, reason: s
 
 
 def test_a_source_that_is_not_the_containers_own_is_dropped_and_counted(lab: Lab) -> None:
-    before = drops(lab, 1, "spoofed-source")
+    before = forged(lab, "client2")
     run(lab, "client2", "ip", "address", "add", "10.18.0.100/32", "dev", "lo")
     try:
         assert not answers(lab, "client2", "-I", "10.18.0.100", balanced("v4"))
     finally:
         run(lab, "client2", "ip", "address", "del", "10.18.0.100/32", "dev", "lo")
-    assert drops(lab, 1, "spoofed-source") - before == 2
+    until(lambda: forged(lab, "client2") - before == 2, "both are counted")
+
+
+@by_family
+def test_no_container_speaks_as_its_neighbour(lab: Lab, family: Family) -> None:
+    """Who may send to that neighbour, and what it is told, is judged by the source alone."""
+    before, held = forged(lab, "client2"), drops(lab, 1, "spoofed-source")
+    neighbour, target = namespace_ip(lab, lab.plan.web[1], family), instance_ip(lab, lab.plan.web[0], family)
+    run(lab, "client2", *program("spoofer", "eth0", neighbour, target))
+    until(lambda: forged(lab, "client2") - before == 1, "it is counted")
+    assert drops(lab, 1, "spoofed-source") == held
+    flows = lab.api(lab.plan.nodes[1]).flows()
+    assert not [it for it in flows if (it["local"], it["local_port"]) == (neighbour, SPOOFER_PORT)]
 
 
 @by_family
@@ -169,17 +194,25 @@ def test_no_container_speaks_as_its_node(lab: Lab, family: Family) -> None:
     (route,) = json.loads(run(lab, "client2", "ip", version, "-j", "route", "show", "default"))
     gateway = route["gateway"]
     target = instance_ip(lab, lab.plan.web[0], family)
-    before = drops(lab, 1, "spoofed-source")
+    before, came = forged(lab, "client2"), drops(lab, 1, "spoofed-source")
     run(lab, "client2", *program("spoofer", "eth0", gateway, target))
     run(lab, "client2", *program("spoofer", "eth0", "203.0.113.9" if family == "v4" else "2001:db8:9::9", target))
-    until(lambda: drops(lab, 1, "spoofed-source") - before >= 1, "the stranger's packet comes as far as the workers")
-    assert drops(lab, 1, "spoofed-source") - before == 1
+    until(lambda: forged(lab, "client2") - before == 2, "both are counted")
+    assert drops(lab, 1, "spoofed-source") == came
 
 
 def answers(lab: Lab, member: str, *arguments: str) -> bool:
     """Whether any of two echo requests is answered."""
     command = lab.command(member, ["ping", "-nqc2", "-i0.05", "-W0.3", *arguments])
     return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def forged(lab: Lab, member: str) -> int:
+    """Frames that a container sent from addresses that are not its own."""
+    container = next(it for it in lab.plan.containers if it.name == member)
+    counted = lab.api(container.node).status()["forged"]
+    key = container.service, container.instance
+    return sum(int(it["frames"]) for it in counted if (it["service"], it["instance"]) == key)
 
 
 def drops(lab: Lab, node: int, reason: str) -> int:

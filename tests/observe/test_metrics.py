@@ -31,6 +31,7 @@ def picture(**changes: Any) -> dict[str, Any]:
         "operations": {("reload", "refused"): 2},
         "reload": {"successful": False, "at": 1.0},
         "attachments": 0,
+        "forged": [{"service": "app.ns.web.test", "instance": 1, "frames": 7}],
         "round_trips": {},
         "ill": [],
         "not_ready": ["no subnets"],
