@@ -4,8 +4,9 @@ Theory of operation
 -------------------
 A machine is a root filesystem (an overlay over one that mmdebstrap made of Debian's packages, in `.cache/rollout`), and
 network, mount, pid, uts, ipc and cgroup namespaces in which `/lib/systemd/systemd` is process 1, with a cgroup2 subtree
-as its root. It has its own /run, /tmp, /dev and /proc, and cannot write what belongs to the whole kernel: /sys, and all of
-/proc/sys but /proc/sys/net, which is its network namespace's. All machines and the place where Ansible runs (`CONTROL`) have a link to one bridge, which stands in
+as its root. It has its own /run, /tmp, /dev and /proc, which is checked before systemd starts, and cannot write what
+belongs to the whole kernel: /sys, and all of /proc/sys but its network namespace's /proc/sys/net. All machines and the
+place where Ansible runs (`CONTROL`) have a link to one bridge, which stands in
 CONTROL; nothing is created in this machine's own network.
 
 Killing process 1 ends a machine; its mounts go with its namespaces. What is left then, also of a run that was killed,
@@ -72,7 +73,7 @@ umount -l /.outside
 rmdir /.outside
 inside=$(stat -c %d:%i /tmp /run /dev /sys/fs/cgroup)
 for it in $inside; do
-  case " $4 " in *" $it "*) echo "expected directories of its own, got $inside, as outside: $4"; exit 1;; esac
+  case " $4 " in *" $it "*) echo "expected own directories, got $inside, outside: $4"; exit 1;; esac
 done
 mount --make-rshared /
 exec env -i container=rollout PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd
