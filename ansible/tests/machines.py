@@ -73,12 +73,12 @@ umount -l /.outside
 rmdir /.outside
 inside=$(stat -c %d:%i /tmp /run /dev /sys/fs/cgroup)
 for it in $inside; do
-  case " $4 " in *" $it "*) echo "expected own directories, got $inside, outside: $4"; exit 1;; esac
+  case " $4 " in *" $it "*) echo "expected own directories, got $inside"; exit 1;; esac
 done
 mount --make-rshared /
 exec env -i container=rollout PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd
 """
-"""From the namespaces' first process to systemd: ROOT NAME DEVICES OUTSIDE. It sees no other mounts.
+"""From the namespaces' first process to systemd: ROOT NAME DEVICES OUTSIDE (`_identities`). It sees no other mounts.
 
 systemd empties /tmp and /run and moves processes between cgroups: nothing is started while one of them is this machine's.
 """
