@@ -80,7 +80,7 @@ exec env -i container=rollout PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/sy
 """
 """From the namespaces' first process to systemd: ROOT NAME DEVICES OUTSIDE (`_identities`). It sees no other mounts.
 
-systemd empties /tmp and /run and moves processes between cgroups: nothing is started while one of them is this machine's.
+systemd empties /tmp and /run and moves processes between cgroups: nothing starts while one of them is this machine's.
 """
 
 
