@@ -126,7 +126,8 @@ def cgroups() -> Path:
 
 def _identities() -> str:
     """Device and inode of this machine's directories that no other systemd may have."""
-    return " ".join(f"{it.st_dev}:{it.st_ino}" for it in (Path(at).stat() for at in ("/tmp", "/run", "/dev", cgroups())))
+    stats = (Path(at).stat() for at in ("/tmp", "/run", "/dev", cgroups()))
+    return " ".join(f"{it.st_dev}:{it.st_ino}" for it in stats)
 
 
 @dataclass
