@@ -78,10 +78,10 @@ venv: $(INSTALLED) ## .venv with the appliance and what its development needs
 
 bundle: $(BUNDLE) ## dist/…tar: the appliance's wheel and all that it needs, for hosts without the internet
 
-rollout: $(BUNDLE) $(ANSIBLE) ## install on all hosts of an inventory: make rollout INVENTORY=fleet.yml
-	cd ansible && ../$(BIN)/ansible-playbook -i $(abspath $(INVENTORY)) playbooks/install.yml
+rollout: $(BUNDLE) $(ANSIBLE) ## install on all hosts of an inventory, and verify with traffic: make rollout INVENTORY=fleet.yml
+	cd ansible && ../$(BIN)/ansible-playbook -i $(abspath $(INVENTORY)) playbooks/install.yml playbooks/verify.yml
 
-rollout-test: $(BUNDLE) $(ANSIBLE) ## the playbooks, against machines of network namespaces that boot Debian; minutes
+rollout-test: $(BUNDLE) $(ANSIBLE) $(WARM) ## the playbooks, against machines of network namespaces that boot Debian; minutes
 	cd ansible && ../$(BIN)/ansible-lint -q
 	$(BIN)/pytest -q ansible/tests
 

@@ -4,7 +4,9 @@ Theory of operation
 -------------------
 A machine is a root filesystem (an overlay over one that mmdebstrap made of Debian's packages, in `.cache/rollout`), and
 network, mount, pid, uts, ipc and cgroup namespaces in which `/lib/systemd/systemd` is process 1, with a cgroup2 subtree
-as its root. All machines and the place where Ansible runs (`CONTROL`) have a link to one bridge, which stands in
+as its root. It has its own /run, /tmp, /dev and /proc, which is checked before systemd starts, and cannot write what
+belongs to the whole kernel: /sys, and all of /proc/sys but its network namespace's /proc/sys/net. All machines and the
+place where Ansible runs (`CONTROL`) have a link to one bridge, which stands in
 CONTROL; nothing is created in this machine's own network.
 
 Killing process 1 ends a machine; its mounts go with its namespaces. What is left then, also of a run that was killed,
@@ -23,7 +25,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -48,7 +49,11 @@ mount --make-rprivate /
 hostname "$2"
 cd "$1"
 mount -t proc proc proc
-mount -t sysfs sysfs sys
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys
+mount --bind proc/sys/net proc/sys/net
+mount -o remount,bind,rw proc/sys/net
+mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs dev
 for device in $3; do touch dev/$device; mount --bind /dev/$device dev/$device; done
@@ -66,10 +71,17 @@ mkdir -p .outside
 pivot_root . .outside
 umount -l /.outside
 rmdir /.outside
+inside=$(stat -c %d:%i /tmp /run /dev /sys/fs/cgroup)
+for it in $inside; do
+  case " $4 " in *" $it "*) echo "expected own directories, got $inside"; exit 1;; esac
+done
 mount --make-rshared /
 exec env -i container=rollout PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd
 """
-"""From the namespaces' first process to systemd: ROOT NAME DEVICES. It sees no other mounts."""
+"""From the namespaces' first process to systemd: ROOT NAME DEVICES OUTSIDE (`_identities`). It sees no other mounts.
+
+systemd empties /tmp and /run and moves processes between cgroups: nothing starts while one of them is this machine's.
+"""
 
 
 def run(*command: str | Path, check: bool = True, **more: object) -> str:
@@ -100,37 +112,22 @@ def overlay(place: Path) -> Path:
     """A root filesystem over the base, which keeps its changes in `place`; its path."""
     for directory in ("up", "work", "root"):
         (place / directory).mkdir(parents=True)
+        (place / directory).chmod(0o755)
     options = f"lowerdir={base()},upperdir={place / 'up'},workdir={place / 'work'}"
     run("mount", "-t", "overlay", "overlay", "-o", options, place / "root")
     return place / "root"
-
-
-def compiled(bundle: Path, key: str) -> Path:
-    """The packet path as a bundle's appliance compiles it on the base; made once for one `key`.
-
-    All machines have this machine's processor: what one compiled the others can load, which spares minutes.
-    """
-    kept = CACHE / f"compiled-{key}"
-    if not kept.exists():
-        root = overlay(CACHE / "machines" / "builder")
-        with tarfile.open(bundle) as wheels:
-            wheels.extractall(root / "wheels", filter="data")
-        (root / "empty.toml").touch()
-        for command in (
-            "python3 -m venv /venv",
-            "/venv/bin/pip install -q --no-index --find-links /wheels edge-appliance",
-            "/venv/bin/appliance warm -c /empty.toml",
-        ):
-            inside = f"mount -t proc proc {root}/proc && exec chroot {root} /usr/bin/env -i PATH={os.defpath} {command}"
-            run("unshare", "--mount", "sh", "-c", inside)
-        shutil.copytree(root / "var/cache/edge-appliance", kept)
-    return kept
 
 
 def cgroups() -> Path:
     """Where cgroup2 is mounted on this machine."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     return Path(next(mount[1] for mount in mounts if mount[2] == "cgroup2"))
+
+
+def _identities() -> str:
+    """Device and inode of this machine's directories that no other systemd may have."""
+    stats = (Path(at).stat() for at in ("/tmp", "/run", "/dev", cgroups()))
+    return " ".join(f"{it.st_dev}:{it.st_ino}" for it in stats)
 
 
 @dataclass
@@ -168,6 +165,7 @@ class Machine:
             "ip", "netns", "exec", self.namespace,
             "unshare", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork",
             "sh", "-c", INIT, "init", str(self.place / "root"), self.name, " ".join(DEVICES),
+            _identities(),
         )  # fmt: skip
         procs = self.cgroup / "cgroup.procs"
         log = (self.place / "console").open("w")
