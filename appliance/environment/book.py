@@ -90,6 +90,12 @@ class Book:
         self.attachments[placement.veth] = attachment
         return attachment
 
+    def rename(self, record: Record) -> Attachment:
+        """The attachment of this record, which has another namespace now."""
+        attachment = self._attachment(record)
+        self.attachments[attachment.veth] = attachment
+        return attachment
+
     def drop(self, name: str) -> Attachment:
         """Forgets an attachment whose link is gone; its addresses rest. Raises KeyError."""
         attachment = self.attachments.pop(name)

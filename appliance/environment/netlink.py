@@ -244,6 +244,7 @@ class Executor:
             "address": command.mac,
             "mtu": command.mtu,
             "gso_max_size": plan.super_packet_max(command.mtu),
+            "group": plan.LINK_GROUP,
         }
         await self._node.ipr.link(
             "add",

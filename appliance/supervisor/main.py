@@ -398,6 +398,17 @@ class Supervisor:
             await self.naming.attached(attachment)
         return attachment
 
+    async def map_ports(self, attachment: Attachment, ports: Sequence[PortMapping]) -> None:
+        """Have these ports of the node lead to an attached container, instead of those that did. Raises
+        EnvironmentError_: then nothing has changed."""
+        service, instance = attachment.service, attachment.instance
+        before = await self.ports.reserve(service, instance, ports)
+        try:
+            await self.ports.put(attachment, before)
+        except BaseException:
+            await self.ports.drop(service, instance, before)
+            raise
+
     async def _attach(
         self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping], interface: str
     ) -> Attachment:
