@@ -18,9 +18,9 @@ Docker makes a container's namespace after it has joined the network, and moves 
 found by the record that the kernel keeps on its link, so a restart of Docker or of the supervisor loses nothing.
 Everything runs in the supervisor's event loop.
 
-Addresses are the appliance's. Its IpamDriver gives the node's subnets as pools and no address (what libnetwork's own
-``null`` driver does), so that the network driver may give those of the instance, IPv6 among them whatever the network
-says of it. An address that a user wants is refused.
+Addresses are the appliance's. Its IpamDriver reserves one when Docker asks (`EnvironmentManager.reserve`), and the
+endpoint is attached with it; what Docker did not ask for, such as IPv6 of a network without, or all with libnetwork's
+own ``null`` driver, it is told with the endpoint. An address that a user wants is refused.
 
 Docker hands a driver an endpoint's options and a network's: which instance it is must be in one of them. It hands over
 neither labels, nor aliases, nor the container's name or id, and answers no question about a container that it is
@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import orjson
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from appliance.cluster.messages import MessageError
 from appliance.cluster.store import write
@@ -58,6 +58,7 @@ CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.1+json"
 SPACE: Final = "edge-appliance"
 """Our address space, and the beginning of our pools' ids."""
 NULL_SPACE: Final = "null"
+ANY: Final = "0.0.0.0/0"
 SPACES: Final = {"LocalDefaultAddressSpace": SPACE, "GlobalDefaultAddressSpace": SPACE}
 PREFIX: Final = "edge"
 """Docker numbers links of a prefix: it is edge0 in a container that is one instance, and eth0 is left to a bridge."""
@@ -80,10 +81,22 @@ class DriverError(Exception):
 # --- requests -------------------------------------------------------------------------------------------------------
 
 
+def _address_text(text: str) -> str:
+    """Raises ValueError."""
+    return str(ip_address(text)) if text else text
+
+
+def _interface_text(text: str) -> str:
+    """Raises ValueError."""
+    return str(ip_interface(text)) if text else text
+
+
 def _nothing(value: Any) -> Any:
     return {} if value is None else value
 
 
+IpText = Annotated[str, AfterValidator(_address_text)]
+InterfaceText = Annotated[str, AfterValidator(_interface_text)]
 Identity = Annotated[str, Field(pattern=r"^[0-9A-Za-z]{1,64}$")]
 Options = Annotated[dict[str, Any], BeforeValidator(_nothing)]
 M = TypeVar("M", bound=BaseModel)
@@ -134,8 +147,8 @@ class EndpointRequest(NetworkRequest):
 class Interface(Request):
     """What Docker has decided of a link."""
 
-    address: str = Field("", alias="Address")
-    address_v6: str = Field("", alias="AddressIPv6")
+    address: InterfaceText = Field("", alias="Address")
+    address_v6: InterfaceText = Field("", alias="AddressIPv6")
     mac: str = Field("", alias="MacAddress")
 
 
@@ -177,6 +190,12 @@ class RequestAddress(PoolRequest):
 
     address: str = Field("", alias="Address")
     options: Options = Field({}, alias="Options")
+
+
+class ReleaseAddress(PoolRequest):
+    """An address of a pool that is not used."""
+
+    address: IpText = Field("", alias="Address")
 
 
 class PortBinding(Request):
@@ -239,32 +258,33 @@ def joined(attachment: Attachment, overlay: Iterable[IPNetwork]) -> dict[str, An
 
 
 def pool(wanted: RequestPool, subnets: Iterable[IPNetwork]) -> dict[str, Any]:
-    """The node's first subnet of a family as a pool. Raises DriverError or NotReadyError."""
+    """The pool of a family: the node's first subnet, or for IPv4, unless Docker's user names that, `ANY`. libnetwork
+    asks for ever until it gets a pool that the node has no route to, `ANY` being the only one that it does not look up
+    (network.requestPoolHelper). Raises DriverError or NotReadyError."""
     version = 6 if wanted.v6 or ":" in wanted.pool else 4
     have = [str(it) for it in subnets if it.version == version]
     if not have:
         raise NotReadyError(f"V6: expected a subnet of IPv{version}, of which this node has none")
     if wanted.part:
         raise DriverError(f"SubPool: expected none, as addresses are the appliance's, got {wanted.part}")
-    if wanted.pool not in ("", *have):
+    if wanted.pool not in ("", ANY, *have):
         raise DriverError(f"Pool: expected none, or this node's {have[0]}, got {wanted.pool}")
-    return {"PoolID": f"{SPACE}/{version}", "Pool": wanted.pool or have[0], "Data": {}}
+    return {"PoolID": f"{SPACE}/{version}", "Pool": wanted.pool or (ANY if version == 4 else have[0]), "Data": {}}
 
 
-def address(wanted: RequestAddress, subnets: Iterable[IPNetwork]) -> dict[str, Any]:
-    """The gateway for who asks for it; no address for a container, which gets it with its endpoint. Raises
-    DriverError."""
-    version = 6 if wanted.pool == f"{SPACE}/6" else 4
+def version_of(wanted: PoolRequest) -> int:
+    """The family of a pool. Raises DriverError."""
     if wanted.pool not in (f"{SPACE}/4", f"{SPACE}/6"):
         raise DriverError(f"PoolID: expected {SPACE}/4 or {SPACE}/6, got {wanted.pool!r}")
-    gateways = [str(gateway_of(it)) for it in subnets if it.version == version]
-    if wanted.options.get(REQUEST_TYPE) != GATEWAY:
-        if wanted.address:
-            raise DriverError(f"Address: expected none, as addresses are the appliance's, got {wanted.address}")
-        return {"Address": "", "Data": {}}
+    return int(wanted.pool[-1])
+
+
+def gateway(wanted: RequestAddress, subnets: Iterable[IPNetwork]) -> str:
+    """The gateway of a pool, with its length. Raises DriverError if it is to be another address."""
+    gateways = [str(gateway_of(it)) for it in subnets if it.version == version_of(wanted)]
     if not gateways or not _is_one(wanted.address, gateways[0]):
         raise DriverError(f"Address: expected none, or this node's {' '.join(gateways)}, got {wanted.address!r}")
-    return {"Address": gateways[0], "Data": {}}
+    return gateways[0]
 
 
 def _is_one(wanted: str, gateway: str) -> bool:
@@ -341,17 +361,16 @@ class Driver:
 
     async def create_endpoint(self, wanted: CreateEndpoint) -> dict[str, Any]:
         """Attaches an instance."""
-        given = wanted.interface.address or wanted.interface.address_v6
-        if given:
-            raise DriverError(f"Interface.Address: expected none, as addresses are the appliance's, got {given}")
+        given = [ip_interface(it).ip for it in (wanted.interface.address, wanted.interface.address_v6) if it]
         service, instance = identity(wanted.options, self._networks.of(wanted.network))
         reference = NetnsRef.by_endpoint(wanted.endpoint)
         made = self._found(wanted.endpoint) or await self._supervisor.attach(
-            service, instance, reference, interface=INTERFACE
+            service, instance, reference, interface=INTERFACE, addresses=given
         )
         told = self._supervisor.told(made)
         keys = {4: "Address", 6: "AddressIPv6"}
-        interface = {keys[it.version]: f"{it}/{told['prefixes'][str(it)]}" for it in made.addresses}
+        news = (it for it in made.addresses if it not in given)
+        interface = {keys[it.version]: f"{it}/{told['prefixes'][str(it)]}" for it in news}
         return {"Interface": interface if wanted.interface.mac else {**interface, "MacAddress": told["mac"]}}
 
     async def delete_endpoint(self, wanted: EndpointRequest) -> dict[str, Any]:
@@ -393,8 +412,19 @@ class Driver:
         return pool(wanted, self._subnets())
 
     async def request_address(self, wanted: RequestAddress) -> dict[str, Any]:
-        """A gateway, or none."""
-        return address(wanted, self._subnets())
+        """The gateway for who asks for it, or a free address."""
+        subnets, version = self._subnets(), version_of(wanted)
+        if wanted.options.get(REQUEST_TYPE) == GATEWAY:
+            return {"Address": gateway(wanted, subnets), "Data": {}}
+        if wanted.address:
+            raise DriverError(f"Address: expected none, as addresses are the appliance's, got {wanted.address}")
+        return {"Address": str(self._supervisor.environment.reserve(version)), "Data": {}}
+
+    async def release_address(self, wanted: ReleaseAddress) -> dict[str, Any]:
+        """An address is not used; nothing if it is, or is not ours: Docker releases also what it has not asked for."""
+        if wanted.address:
+            self._supervisor.environment.unreserve(ip_address(wanted.address))
+        return {}
 
     def _subnets(self) -> tuple[IPNetwork, ...]:
         """Raises NotReadyError while there are none."""
@@ -446,7 +476,7 @@ def application(supervisor: Supervisor) -> web.Application:
         "/IpamDriver.RequestPool": _asking(RequestPool, driver.request_pool),
         "/IpamDriver.ReleasePool": _saying(PoolRequest, {}),
         "/IpamDriver.RequestAddress": _asking(RequestAddress, driver.request_address),
-        "/IpamDriver.ReleaseAddress": _saying(PoolRequest, {}),
+        "/IpamDriver.ReleaseAddress": _asking(ReleaseAddress, driver.release_address),
     }.items():
         app.router.add_post(path, handler)
     return app
