@@ -59,7 +59,8 @@ def test_containers_of_docker_on_two_nodes_call_each_other_by_name(pair, dockers
     gateway = two.node.api.attachments()[0]["gateway_v4"]
     said = two.run(
         "run", "--rm", "--name", "caller", "--network", place(CALLER), "--dns", gateway,
-        "--dns-search", "test.app.ns.local", "box", "/bin/sh", "-c", "cat /etc/resolv.conf; fetch dockweb",
+        "--dns-search", "test.app.ns.local", "--dns-option", "ndots:2",
+        "box", "/bin/sh", "-c", "cat /etc/resolv.conf; fetch dockweb",
     )  # fmt: skip
     assert "nameserver 127.0.0.11" in said, "Docker's own, which asks ours"
     assert said.count("it is the web") == 2, "over both families"
