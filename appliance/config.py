@@ -485,6 +485,11 @@ class Api(Section):
         "A second path of the socket, for an existing NodeEngine, which expects /etc/netmanager/netmanager.sock. "
         "Empty: none.",
     )
+    docker: OptionalSocketPath = _key(
+        "",
+        "Socket of the network driver for Docker, such as /run/edge-appliance/docker.sock with edge-appliance.spec in "
+        "/etc/docker/plugins, or /run/docker/plugins/edge-appliance.sock. Empty: none.",
+    )
     tcp_port: int = _key(
         0,
         "TCP port of the API. Whoever reaches it rules this node: there is no authentication. 0: none.",

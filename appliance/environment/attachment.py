@@ -26,15 +26,19 @@ SERVICE_MAX: Final = 123
 """Four parts of 30 characters and their dots, which is what the cluster accepts."""
 INSTANCE_MAX: Final = 2**31 - 1
 NETNS_DIRECTORY: Final = Path("/run/netns")
+DOCKER_DIRECTORY: Final = Path("/run/docker/netns")
+ENDPOINT_DIGITS: Final = 24
+"""96 bits of Docker's 256: a record has no room for more."""
 _ABSENT: Final = "-"
 _UNQUOTED: Final = "/:@+,="
 
 
 @dataclass(frozen=True, slots=True)
 class NetnsRef:
-    """A network namespace by the name that `ip netns` knows, by a process in it, or by a path."""
+    """A network namespace by the name that `ip netns` knows, by a process in it, or by a path; or as an endpoint of
+    Docker's, ID or ID@PATH, whose namespace is made later and whose link Docker moves there."""
 
-    kind: Literal["name", "pid", "path"]
+    kind: Literal["name", "pid", "path", "docker"]
     value: str
 
     @classmethod
@@ -59,6 +63,15 @@ class NetnsRef:
         return cls("path", str(path))
 
     @classmethod
+    def by_endpoint(cls, identity: str, sandbox: str = "") -> "NetnsRef":
+        """Docker's endpoint of this id, and its sandbox's path once that is known. Raises EnvironmentError_."""
+        if not identity.isalnum():
+            raise EnvironmentError_(f"docker: expected an endpoint's id, got {identity!r}")
+        if not sandbox:
+            return cls("docker", identity[:ENDPOINT_DIGITS])
+        return cls("docker", f"{identity[:ENDPOINT_DIGITS]}@{cls.by_path(sandbox).value}")
+
+    @classmethod
     def parse(cls, text: str) -> "NetnsRef":
         """The inverse of `str`. Raises EnvironmentError_."""
         kind, _, value = text.partition(":")
@@ -69,7 +82,15 @@ class NetnsRef:
                 return cls.by_path(value)
             case "pid" if value.isdecimal():
                 return cls.by_pid(int(value))
-        raise EnvironmentError_(f"netns: expected name:…, pid:… or path:…, got {text!r}")
+            case "docker":
+                identity, _, sandbox = value.partition("@")
+                return cls.by_endpoint(identity, sandbox)
+        raise EnvironmentError_(f"netns: expected name:…, pid:…, path:… or docker:…, got {text!r}")
+
+    @property
+    def endpoint(self) -> str:
+        """The id of Docker's endpoint, shortened; empty if it is none."""
+        return self.value.partition("@")[0] if self.kind == "docker" else ""
 
     @property
     def path(self) -> Path:
@@ -81,6 +102,8 @@ class NetnsRef:
                 return Path("/proc") / self.value / "ns" / "net"
             case "path":
                 return Path(self.value)
+            case "docker":
+                return Path(self.value.partition("@")[2] or DOCKER_DIRECTORY / self.value)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.value}"
@@ -94,6 +117,8 @@ class Condition(StrEnum):
     WHOLE = "whole"
     IMPAIRED = "impaired"
     """The link is there, but no packet passes: an end is down, as it is too after it was moved elsewhere."""
+    OFFERED = "offered"
+    """The container's end of the link is on the node: Docker has not moved it yet, or has moved it back."""
     GONE = "gone"
 
 

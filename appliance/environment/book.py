@@ -4,16 +4,18 @@ It is opened by what the kernel holds at the start (`adopt`), and changed by `en
 the kernel was changed; in between, `placing` holds addresses for an attachment that is being made.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from appliance.environment import names
-from appliance.environment.addresses import AddressPool, IPAddress, IPNetwork, v4_of, v6_of
+from appliance.environment.addresses import AddressPool, IPAddress, IPInterface, IPNetwork, v4_of, v6_of
 from appliance.environment.attachment import Attachment, NetnsRef, Placement, Record
 from appliance.environment.errors import AddressesExhausted, EnvironmentError_
 from appliance.environment.plan import Link
 
 VERSIONS = (4, 6)
+RESERVED_S = 60.0
+"""How long an address is kept for who asked for it: Docker attaches it at once, or says that it does not."""
 
 
 class Book:
@@ -26,6 +28,8 @@ class Book:
         self._pools: dict[int, AddressPool] = {}
         self._clock = clock
         self._adopted = False
+        self._reserved: dict[IPAddress, float] = {}
+        """Addresses that somebody was told and has not attached yet, and when."""
 
     @property
     def is_open(self) -> bool:
@@ -66,14 +70,38 @@ class Book:
         self.attachments = {name: self._attachment(record) for name, record in records.items()}
         self._adopted = True
 
+    def reserve(self, version: int) -> IPInterface:
+        """An address of a family for an attachment that is to come within `RESERVED_S`. Raises AddressesExhausted, or
+        EnvironmentError_ if none can be given out at all."""
+        self._check_open()
+        for address in [it for it, since in self._reserved.items() if self._clock() - since > RESERVED_S]:
+            self.unreserve(address)
+        if not self._subnets[version]:
+            raise EnvironmentError_(f"network.subnet_v{version}: expected a subnet, got none")
+        address = self._pools[version].allocate(self._clock())
+        self._reserved[address] = self._clock()
+        return self._pools[version].interface(address)
+
+    def unreserve(self, address: IPAddress) -> None:
+        """Nobody attaches it; nothing if it is attached, or was not reserved."""
+        if self._reserved.pop(address, None) is not None:
+            self._pools[address.version].give_back(address)
+
     @contextmanager
-    def placing(self, service: str, instance: int, netns: NetnsRef) -> Iterator[Placement]:
-        """Addresses for an attachment: those that it has, or new ones. If the body fails it has none.
+    def placing(
+        self, service: str, instance: int, netns: NetnsRef, given: Sequence[IPAddress] = ()
+    ) -> Iterator[Placement]:
+        """Addresses for an attachment: those that it has, or new ones; or `given`, which were reserved, instead of
+        those that it had. If the body fails it has none, and what was reserved stays so.
 
         Raises AddressesExhausted, or EnvironmentError_ if none can be given out at all.
         """
         name = names.veth_name(service, instance)
         known = self._known(name, service, instance)
+        if given:
+            with self._placing_reserved(service, instance, netns, given) as placement:
+                yield placement
+            return
         addresses = self._allocate() if known is None else known.addresses
         try:
             yield self._placement(service, instance, netns, addresses)
@@ -84,10 +112,36 @@ class Book:
                 self.drop(name)
             raise
 
+    @contextmanager
+    def _placing_reserved(
+        self, service: str, instance: int, netns: NetnsRef, given: Sequence[IPAddress]
+    ) -> Iterator[Placement]:
+        for address in given:
+            if address not in self._reserved:
+                raise EnvironmentError_(f"address: expected one that was reserved, got {address}")
+        others = self._allocate({it.version for it in given})
+        name = names.veth_name(service, instance)
+        if name in self.attachments:
+            self.drop(name)
+        try:
+            addresses = sorted((*given, *others), key=lambda it: it.version)
+            yield self._placement(service, instance, netns, addresses)
+        except BaseException:
+            self._give_back(others)
+            raise
+
     def enter(self, placement: Placement, interface: str) -> Attachment:
         """The attachment that was made."""
         attachment = self._attachment(placement.record(interface))
+        for address in attachment.addresses:
+            self._reserved.pop(address, None)
         self.attachments[placement.veth] = attachment
+        return attachment
+
+    def rename(self, record: Record) -> Attachment:
+        """The attachment of this record, which has another namespace now."""
+        attachment = self._attachment(record)
+        self.attachments[attachment.veth] = attachment
         return attachment
 
     def drop(self, name: str) -> Attachment:
@@ -97,11 +151,14 @@ class Book:
             self._pools[address.version].release(address, self._clock())
         return attachment
 
-    def _known(self, name: str, service: str, instance: int) -> Attachment | None:
+    def _check_open(self) -> None:
         if not self.subnets:
             raise EnvironmentError_("network.subnet_v4, network.subnet_v6: expected a subnet, got none")
         if not self.is_open:
             raise EnvironmentError_("attach: expected the node's environment to have converged first")
+
+    def _known(self, name: str, service: str, instance: int) -> Attachment | None:
+        self._check_open()
         known = self.attachments.get(name)
         if known is not None and (known.service, known.instance) != (service, instance):
             raise EnvironmentError_(
@@ -109,11 +166,11 @@ class Book:
             )
         return known
 
-    def _allocate(self) -> tuple[IPAddress, ...]:
-        """One address of each family that the node has a subnet of."""
+    def _allocate(self, but: Collection[int] = ()) -> tuple[IPAddress, ...]:
+        """One address of each family that the node has a subnet of, `but` these."""
         addresses: list[IPAddress] = []
         try:
-            for pool in (self._pools[version] for version in VERSIONS if self._subnets[version]):
+            for pool in (self._pools[it] for it in VERSIONS if self._subnets[it] and it not in but):
                 addresses.append(pool.allocate(self._clock()))
         except AddressesExhausted:
             self._give_back(addresses)

@@ -127,7 +127,7 @@ class Hints:
             self._damage.discard(link.name)
         elif link.name in self._node:
             self._damage.add(link.name)
-        else:
+        elif link.group != LINK_GROUP:
             self._uplink = True
 
     def _at(self, index: int) -> None:

@@ -43,8 +43,8 @@ from weakref import WeakValueDictionary
 
 from appliance.config import Config
 from appliance.environment import names, work
-from appliance.environment.addresses import IPNetwork, gateway_of
-from appliance.environment.attachment import Attachment, Condition, NetnsRef, check_key
+from appliance.environment.addresses import IPAddress, IPInterface, IPNetwork, gateway_of
+from appliance.environment.attachment import Attachment, Condition, NetnsRef, Record, check_key
 from appliance.environment.book import Book
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.namespace import Namespace, apart
@@ -122,15 +122,34 @@ class EnvironmentManager:
         """
         await self._to_the_end(self._converge())
 
-    async def attach(self, service: str, instance: int, netns: NetnsRef, interface: str = "") -> Attachment:
+    def reserve(self, version: int) -> IPInterface:
+        """An address of a family, for `attach` within `book.RESERVED_S`. Raises EnvironmentError_ as `attach` does."""
+        return self._book.reserve(version)
+
+    def unreserve(self, address: IPAddress) -> None:
+        """It is not wanted after all; nothing if it was attached, or not reserved."""
+        self._book.unreserve(address)
+
+    async def attach(
+        self, service: str, instance: int, netns: NetnsRef, interface: str = "", addresses: Sequence[IPAddress] = ()
+    ) -> Attachment:
         """Puts a container on the bridge; repeats and repairs are no error. An instance that was in
         another container moves, with its addresses. `interface` is the link's name there, the first free one of eth0 …
         if it is empty.
 
+        Of a namespace of Docker's, only the node's part is made: the other end waits on the node (`names.offered_name`)
+        for Docker to move it, and to set addresses and routes. A repetition makes it anew; with `addresses` that were
+        reserved, in place of those that it had.
+
         Raises EnvironmentError_, AddressesExhausted among them: then nothing of this attachment is left.
         """
         check_key(service, instance)
-        return await self._to_the_end(self._attach(service, instance, netns, interface))
+        return await self._to_the_end(self._attach(service, instance, netns, interface, addresses))
+
+    async def taken(self, veth: str, sandbox: str) -> Attachment | None:
+        """An attachment of Docker's, once the path of its namespace is known; None if there is no such attachment.
+        Raises EnvironmentError_: then it is as before."""
+        return await self._to_the_end(self._taken(veth, sandbox))
 
     async def detach(self, service: str, instance: int, netns: NetnsRef | None = None) -> bool:
         """Takes a container off the bridge; False if it was not on it, or is in another namespace than `netns`. Its
@@ -157,6 +176,8 @@ class EnvironmentManager:
             link = await self._apart(lambda: work.veth(veth))
         if link is None:
             return Condition.GONE
+        if not link.carrier and link.peer_namespace < 0:
+            return Condition.OFFERED
         return Condition.WHOLE if link.carrier else Condition.IMPAIRED
 
     async def forged(self) -> dict[tuple[str, int], int]:
@@ -213,8 +234,12 @@ class EnvironmentManager:
                 await self._apart(lambda: work.detach(name, self.fault_point))
                 log.warning("removed link=%s: it belongs to no attachment", name)
 
-    async def _attach(self, service: str, instance: int, netns: NetnsRef, wanted: str) -> Attachment:
+    async def _attach(
+        self, service: str, instance: int, netns: NetnsRef, wanted: str, given: Sequence[IPAddress]
+    ) -> Attachment:
         name, started = names.veth_name(service, instance), time.monotonic()
+        if netns.kind == "docker":
+            return await self._offer(service, instance, netns, wanted, given)
         with Namespace.open(netns) as namespace:
             async with self._lock(name), self._lock(f"netns {namespace.inode}"):
                 with self._book.placing(service, instance, netns) as placement:
@@ -225,6 +250,29 @@ class EnvironmentManager:
         took = (time.monotonic() - started) * 1000
         log.info("attached service=%s instance=%d link=%s ms=%.1f", service, instance, name, took)
         return attachment
+
+    async def _offer(
+        self, service: str, instance: int, netns: NetnsRef, interface: str, given: Sequence[IPAddress]
+    ) -> Attachment:
+        name = names.veth_name(service, instance)
+        async with self._lock(name):
+            with self._book.placing(service, instance, netns, given) as placement:
+                await self._apart(lambda: work.offer(self._wanted, placement, interface, self.fault_point))
+                attachment = self._book.enter(placement, interface)
+        log.info("offered service=%s instance=%d link=%s", service, instance, name)
+        return attachment
+
+    async def _taken(self, name: str, sandbox: str) -> Attachment | None:
+        async with self._lock(name):
+            known = self._book.attachments.get(name)
+            if known is None or known.netns.kind != "docker":
+                return None
+            netns = NetnsRef.by_endpoint(known.netns.endpoint, sandbox)
+            record = Record(
+                known.service, known.instance, known.interface, known.address_v4, known.address_v6, netns
+            )
+            await self._apart(lambda: work.rename(name, record, self.fault_point))
+            return self._book.rename(record)
 
     async def _detach(self, name: str, netns: NetnsRef | None = None) -> bool:
         async with self._lock(name):

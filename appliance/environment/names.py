@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 VETH_PREFIX: Final = "ea"
+OFFERED_PREFIX: Final = "eo"
 VETH_DIGITS: Final = 10
 """12 characters of the 15 that a name may have; at 10,000 containers two collide with p = 5e-5."""
 
@@ -25,6 +26,11 @@ _BRIDGE_OUI: Final = bytes((0x02, 0xEB))
 def veth_name(service: str, instance: int) -> str:
     """The node's end of a container's link."""
     return VETH_PREFIX + _digest(f"{service}\0{instance}", VETH_DIGITS // 2).hex()
+
+
+def offered_name(service: str, instance: int) -> str:
+    """The container's end of a link, while it is on the node for a runtime that moves it itself."""
+    return OFFERED_PREFIX + veth_name(service, instance).removeprefix(VETH_PREFIX)
 
 
 def is_veth_name(name: str) -> bool:

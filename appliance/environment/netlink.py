@@ -207,9 +207,13 @@ class Executor:
         self._node = node
         self._container = container
         self._namespace = namespace
+        self._indices: dict[tuple[Place, str], int] = {}
+        """Of links that commands named; none after a link was made or removed."""
 
     async def carry_out(self, command: Command) -> None:
         """Raises EnvironmentError_ if the kernel refuses."""
+        if isinstance(command, plan.CreateBridge | plan.CreateVeth | plan.DeleteLink):
+            self._indices.clear()
         try:
             await self._dispatch(command)
         except (NetlinkError, OSError) as error:
@@ -257,6 +261,13 @@ class Executor:
         assert kernel is not None, f"a command for the {place} in a plan without one"
         return kernel
 
+    async def _index(self, place: Place, link: str) -> int:
+        """A link's index, asked for once: half of the round trips of an attachment would be for that. Raises
+        NetlinkError (ENODEV)."""
+        if (place, link) not in self._indices:
+            self._indices[place, link] = await self._kernel(place).index(link)
+        return self._indices[place, link]
+
     async def _create_veth(self, command: plan.CreateVeth) -> None:
         """One request makes both ends, each where it belongs: neither is ever seen anywhere else."""
         assert self._namespace is not None
@@ -266,6 +277,7 @@ class Executor:
             "address": command.mac,
             "mtu": command.mtu,
             "gso_max_size": plan.super_packet_max(command.mtu),
+            "group": plan.LINK_GROUP,
         }
         await self._node.ipr.link(
             "add",
@@ -311,14 +323,14 @@ class Executor:
 
     async def _set(self, place: Place, link: str, **values: Any) -> None:
         kernel = self._kernel(place)
-        await kernel.ipr.link("set", index=await kernel.index(link), **values)
+        await kernel.ipr.link("set", index=await self._index(place, link), **values)
 
     async def _address(self, verb: str, place: Place, link: str, interface: IPInterface) -> None:
         kernel = self._kernel(place)
         flags = {"flags": _NODAD} if interface.version == 6 and verb == "add" else {}
         await kernel.ipr.addr(
             verb,
-            index=await kernel.index(link),
+            index=await self._index(place, link),
             address=str(interface.ip),
             prefixlen=interface.network.prefixlen,
             **flags,
@@ -330,7 +342,7 @@ class Executor:
             verb,
             family=AF_INET if destination.version == 4 else AF_INET6,
             dst=str(destination),
-            oif=await kernel.index(link),
+            oif=await self._index(place, link),
             proto=plan.ROUTE_PROTOCOL,
             scope=_UNIVERSE_SCOPE if more or destination.version == 6 else _LINK_SCOPE,
             **more,

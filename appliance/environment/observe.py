@@ -58,6 +58,11 @@ async def attachment(node: Kernel, container: Kernel, namespace: Namespace, brid
     )
 
 
+async def offer(node: Kernel, bridge: str, name: str) -> AttachmentActual:
+    """The node's end of a link whose other end is no matter of ours."""
+    return AttachmentActual(ipv6=node.has_ipv6(), bridge=await node.link(bridge), veth=await veth(node, name))
+
+
 async def _veths(kernel: Kernel, bridge: Link | None) -> tuple[Link, ...]:
     """The node's ends of containers' links that we made, half-made ones too.
 

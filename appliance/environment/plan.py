@@ -483,6 +483,21 @@ def plan_attachment(wanted: AttachmentWanted, actual: AttachmentActual) -> list[
     return [*commands, *_link(wanted, actual), *_inside(wanted, actual), *_commit(wanted, actual)]
 
 
+def plan_offer(wanted: AttachmentWanted, actual: AttachmentActual) -> list[Command]:
+    """The node's part of a link whose other end a runtime moves into its container, and sets addresses and routes of.
+
+    A link that there was is made anew. Raises EnvironmentError_ if there is no bridge.
+    """
+    if actual.bridge is None:
+        raise EnvironmentError_(f"network.bridge: expected the bridge {wanted.bridge}, got none")
+    commands: list[Command] = [] if actual.veth is None else [DeleteLink(wanted.veth)]
+    commands.append(CreateVeth(wanted.veth, wanted.bridge, wanted.interface, wanted.mac, wanted.mtu))
+    if actual.ipv6:
+        commands.append(SetSysctl(Place.NODE, f"net/ipv6/conf/{wanted.veth}/disable_ipv6", "1"))
+    commands += [EnableGro(wanted.veth), SetUp(Place.NODE, wanted.veth), SetRecord(wanted.veth, wanted.record)]
+    return commands
+
+
 def plan_detachment(veth: str) -> list[Command]:
     """Everything of an attachment goes with its link."""
     return [DeleteLink(veth)]

@@ -6,9 +6,10 @@ when it fails. All raise EnvironmentError_.
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from appliance.environment import names, observe, plan
-from appliance.environment.attachment import Placement
+from appliance.environment.attachment import Placement, Record
 from appliance.environment.errors import EnvironmentError_
 from appliance.environment.namespace import Namespace
 from appliance.environment.netlink import Executor, Kernel
@@ -74,6 +75,28 @@ async def attach(
             await _undo(executor, placement.veth)
             raise
         return interface
+
+
+async def offer(wanted: NodeWanted, placement: Placement, interface: str, fault_point: FaultPoint) -> None:
+    """Makes a container's link, and leaves the container's end on the node, down; `interface` is what the record says
+    that it is to be called. If it fails, there is no link of this attachment."""
+    end = names.offered_name(placement.service, placement.instance)
+    async with Kernel.open() as node:
+        with Namespace.own() as here:
+            actual = await observe.offer(node, wanted.bridge, placement.veth)
+            link = replace(_link_wanted(wanted, placement, interface), interface=end)
+            executor = Executor(node, None, here)
+            try:
+                await carry_out(executor, plan.plan_offer(link, actual), fault_point)
+            except BaseException:
+                await _undo(executor, placement.veth)
+                raise
+
+
+async def rename(veth: str, record: Record, fault_point: FaultPoint) -> None:
+    """Writes an attachment's record anew, as its namespace has become known."""
+    async with Kernel.open() as kernel:
+        await carry_out(Executor(kernel), [plan.SetRecord(veth, record.encode())], fault_point)
 
 
 async def detach(veth: str, fault_point: FaultPoint) -> None:

@@ -27,6 +27,7 @@ from appliance.environment import portmap
 from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.errors import EnvironmentError_
 from appliance.observe.flows import listing
+from appliance.runtimes import docker
 from appliance.supervisor import choosing, picture, tracing
 from appliance.supervisor.capturing import CaptureRequest, Capturing
 from appliance.supervisor.errors import NotReadyError, StartError
@@ -357,16 +358,22 @@ async def serve(supervisor: Supervisor) -> Callable[[], Awaitable[None]]:
     config = supervisor.config.api
     paths = [path for path in (config.socket, config.nodeengine) if path]
     runner = web.AppRunner(Api(supervisor).application(), access_log=None, shutdown_timeout=END_S)
+    driver = web.AppRunner(docker.application(supervisor), access_log=None, shutdown_timeout=END_S)
     await runner.setup()
+    await driver.setup()
 
     async def close() -> None:
+        await driver.cleanup()
         await runner.cleanup()
-        for path in paths:
-            path.unlink(missing_ok=True)
+        for path in (*paths, config.docker):
+            if path:
+                path.unlink(missing_ok=True)
 
     try:
         for path in paths:
             await _listen(runner, path, config.group)
+        if config.docker:
+            await _listen(driver, config.docker, "")
         if config.tcp_port:
             await web.TCPSite(runner, str(config.tcp_address), config.tcp_port).start()
     except BaseException:

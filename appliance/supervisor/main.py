@@ -384,28 +384,52 @@ class Supervisor:
 
     @counted("attach")
     async def attach(
-        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = (), interface: str = ""
+        self,
+        service: str,
+        instance: int,
+        netns: NetnsRef,
+        ports: Sequence[PortMapping] = (),
+        interface: str = "",
+        addresses: Sequence[IPAddress] = (),
     ) -> Attachment:
-        """Put a container on the bridge, with these ports of the node, and announce it.
+        """Put a container on the bridge, with these ports of the node, and announce it. The arguments are those of
+        ``EnvironmentManager.attach``.
 
         Raises MessageError, EnvironmentError_, or NotReadyError while the node has no subnets.
         """
         check_job(service)
         if not self.membership.provisioned.is_set():
             raise NotReadyError(self.membership.why_not_ready())
-        attachment = await self._attach(service, instance, netns, ports, interface)
+        attachment = await self._attach(service, instance, netns, ports, interface, addresses)
         await self.membership.reconcile()
         if self.naming is not None:
             await self.naming.attached(attachment)
         return attachment
 
+    async def map_ports(self, attachment: Attachment, ports: Sequence[PortMapping]) -> None:
+        """Have these ports of the node lead to an attached container, instead of those that did. Raises
+        EnvironmentError_: then nothing has changed."""
+        service, instance = attachment.service, attachment.instance
+        before = await self.ports.reserve(service, instance, ports)
+        try:
+            await self.ports.put(attachment, before)
+        except BaseException:
+            await self.ports.drop(service, instance, before)
+            raise
+
     async def _attach(
-        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping], interface: str
+        self,
+        service: str,
+        instance: int,
+        netns: NetnsRef,
+        ports: Sequence[PortMapping],
+        interface: str,
+        addresses: Sequence[IPAddress],
     ) -> Attachment:
         """On the bridge with all its ports; or as before, or, where what was there is lost, gone for everybody."""
         before, known = await self.ports.reserve(service, instance, ports), self._known(service, instance)
         try:
-            attachment = await self.environment.attach(service, instance, netns, interface)
+            attachment = await self.environment.attach(service, instance, netns, interface, addresses)
             await self.ports.put(attachment, before)
         except BaseException:
             await self.ports.drop(service, instance, before)

@@ -116,9 +116,21 @@ def test_what_is_no_pid_and_no_path() -> None:
         NetnsRef.by_path("run/netns/x")
 
 
-@pytest.mark.parametrize("reference", ["name:web", "pid:42", "path:/run/netns/web"])
+@pytest.mark.parametrize(
+    "reference", ["name:web", "pid:42", "path:/run/netns/web", "docker:e5e5", "docker:e5e5@/run/docker/netns/0a1b"]
+)
 def test_a_reference_as_text(reference: str) -> None:
     assert str(NetnsRef.parse(reference)) == reference
+
+
+def test_an_endpoint_of_dockers() -> None:
+    identity = "0123456789abcdef" * 4
+    before, after = NetnsRef.by_endpoint(identity), NetnsRef.by_endpoint(identity, "/var/run/docker/netns/0a1b")
+    assert before.endpoint == after.endpoint == identity[:24]
+    assert str(after.path) == "/var/run/docker/netns/0a1b"
+    assert NetnsRef.by_pid(7).endpoint == ""
+    with pytest.raises(EnvironmentError_, match=r"docker: expected an endpoint's id, got '\.\./etc'"):
+        NetnsRef.by_endpoint("../etc")
 
 
 def test_the_reply_is_what_the_api_says() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from appliance.environment import AddressesExhausted, EnvironmentError_, NetnsRef, names
 from appliance.environment.attachment import Record
-from appliance.environment.book import Book
+from appliance.environment.book import RESERVED_S, Book
 from appliance.environment.plan import LINK_GROUP, Link
 
 SUBNETS = (ip_network("10.18.0.0/29"), ip_network("fc00::/120"))
@@ -99,6 +99,36 @@ def test_a_node_without_subnets_attaches_nothing() -> None:
         opened(subnets=()).placing("web", 0, WEB),
     ):
         pass
+
+
+def test_an_address_that_was_reserved_is_attached() -> None:
+    book = opened(link_of(RECORD))
+    reserved = book.reserve(4)
+    assert reserved.ip not in {RECORD.address_v4}
+    with book.placing("web", 0, WEB, (reserved.ip,)) as placement:
+        assert placement.addresses[0] == reserved
+        assert placement.addresses[1].ip != RECORD.address_v6, "those that it had rest"
+    book.enter(placement, "edge0")
+    book.unreserve(reserved.ip)
+    assert reserved.ip != book.reserve(4).ip, "it is attached, so it is not given back"
+    never = book.placing("web", 1, WEB, (IPv4Address("10.18.0.6"),))
+    with pytest.raises(EnvironmentError_, match=r"address: expected one that was reserved, got 10\.18\.0\.6"), never:
+        pass
+
+
+def test_what_was_reserved_stays_so_if_the_attachment_fails_and_is_free_after_a_while() -> None:
+    now = 0.0
+    book = Book(SUBNETS, lambda: now)
+    book.adopt([])
+    every = [book.reserve(4).ip for _ in range(5)]
+    with pytest.raises(RuntimeError), book.placing("web", 0, WEB, every[:1]):
+        raise RuntimeError
+    with pytest.raises(AddressesExhausted):
+        book.reserve(4)
+    book.unreserve(every[0])
+    assert book.reserve(4).ip == every[0]
+    now = RESERVED_S + 1
+    assert book.reserve(4).ip in every
 
 
 def test_two_keys_with_one_link_name(monkeypatch: pytest.MonkeyPatch) -> None:

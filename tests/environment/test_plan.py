@@ -315,6 +315,19 @@ def test_ipv4_alone_touches_no_ipv6_inside() -> None:
     assert not [it for it in without if isinstance(it, SetSysctl)]
 
 
+def test_a_link_that_docker_moves_is_made_to_the_nodes_end() -> None:
+    offered = replace(PLACED, interface="eo0123456789")
+    commands = plan.plan_offer(offered, EMPTY)
+    assert commands[0] == CreateVeth(VETH, "br", "eo0123456789", PLACED.mac, PLACED.mtu)
+    assert commands[-1] == SetRecord(VETH, RECORD)
+    assert not [it for it in commands if getattr(it, "place", NODE) is CONTAINER], "that is Docker's"
+    assert plan.plan_offer(offered, ATTACHED) == [DeleteLink(VETH), *commands]
+    without = plan.plan_offer(offered, replace(EMPTY, ipv6=False))
+    assert not [it for it in without if isinstance(it, SetSysctl)]
+    with pytest.raises(EnvironmentError_, match=r"network\.bridge: expected the bridge br, got none"):
+        plan.plan_offer(offered, replace(EMPTY, bridge=None))
+
+
 def test_without_a_bridge() -> None:
     with pytest.raises(EnvironmentError_, match=r"network\.bridge: expected the bridge br, got none"):
         plan.plan_attachment(PLACED, replace(EMPTY, bridge=None))

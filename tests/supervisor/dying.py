@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from appliance import config
+from appliance.environment.addresses import IPAddress
 from appliance.environment.attachment import Attachment, NetnsRef
 from appliance.environment.portmap import PortMapping
 from appliance.supervisor import main
@@ -21,11 +22,17 @@ class Dying(main.Supervisor):
     after = 0
 
     async def attach(
-        self, service: str, instance: int, netns: NetnsRef, ports: Sequence[PortMapping] = (), interface: str = ""
+        self,
+        service: str,
+        instance: int,
+        netns: NetnsRef,
+        ports: Sequence[PortMapping] = (),
+        interface: str = "",
+        addresses: Sequence[IPAddress] = (),
     ) -> Attachment:
         """Dies, if the plan has so many commands."""
         self.environment.fault_point = Fault(self.after, kill)
-        return await super().attach(service, instance, netns, ports, interface)
+        return await super().attach(service, instance, netns, ports, interface, addresses)
 
     async def detach(self, service: str, instance: int, netns: NetnsRef | None = None) -> bool:
         """Dies, if the plan has so many commands."""

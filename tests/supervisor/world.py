@@ -82,6 +82,11 @@ class Node:
         return self.directory / "api.sock"
 
     @property
+    def docker(self) -> Path:
+        """The network driver for Docker."""
+        return self.directory / "docker.sock"
+
+    @property
     def api(self) -> Client:
         """A client of the local API."""
         return Client(self.socket, timeout=15)
@@ -124,7 +129,7 @@ class Node:
         defaults: dict[str, Any] = {
             "node": {"address": self.address},
             "workers": {"count": 1, "flows": 1024},
-            "api": {"socket": self.socket},
+            "api": {"socket": self.socket, "docker": self.docker},
             "paths": {"state": self.state, "runtime": self.directory / "run", "cache": Config().paths.cache},
         }
         return {name: defaults.get(name, {}) | self.settings.get(name, {}) for name in defaults | self.settings}
