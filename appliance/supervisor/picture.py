@@ -40,7 +40,12 @@ async def status(supervisor: Supervisor) -> dict[str, Any]:
         "upkeep": supervisor.upkeep.status(),
         "attachments": len(supervisor.environment.attachments()),
         "forged": await _forged(supervisor),
-        "reload": {"successful": supervisor.reload_error == "", "at": supervisor.reloaded_at},
+        "reload": {
+            "successful": supervisor.reload_error == "",
+            "at": supervisor.reloaded_at,
+            "last_error": supervisor.reload_error,
+        },
+        "flow_log": supervisor.flow_log.status(),
         "firewall": supervisor.ports.status(),
         "exposed": supervisor.ingress.status(),
         "checks": supervisor.checks.status(),
