@@ -503,6 +503,24 @@ class Metrics(Section):
     address: ListenAddress = _key("127.0.0.1", "Address that port is opened on.")
 
 
+class FlowLog(Section):
+    """Records of flows that begin and end, one JSON object a line."""
+
+    enabled: bool = _key(False, "Write the flow log.", reloadable=True)
+    sample: int = _key(
+        1, "One flow in so many is logged, with beginning and end. 1: all.", unit="flows", reloadable=True,
+        ge=1, le=1_000_000,
+    )  # fmt: skip
+    rate: int = _key(
+        1000, "Records that are written in the long run; of more, a record says how many there were.",
+        unit="records a second", reloadable=True, ge=1, le=100_000,
+    )  # fmt: skip
+    file: OptionalPath = _key(
+        "", "File that records are added to; opened anew at a reload. Empty: standard error, with the other logs.",
+        reloadable=True,
+    )  # fmt: skip
+
+
 class Paths(Section):
     """Directories; the appliance creates them."""
 
@@ -534,6 +552,7 @@ class Config(Section):
     health: Health = Health()
     api: Api = Api()
     metrics: Metrics = Metrics()
+    flowlog: FlowLog = FlowLog()
     paths: Paths = Paths()
     log: Log = Log()
 

@@ -35,7 +35,7 @@ def status(data: Mapping[str, Any], counters: bool = False) -> RenderableType:
     parts += [_facts(title, data[title]) for title in ("node", "cluster", "tables", "offloads") if data.get(title)]
     parts.append(table("workers", map(_worker, workers)))
     if counters:
-        named = ("naming", "upkeep", "firewall", "exposed", "checks")
+        named = ("naming", "upkeep", "firewall", "exposed", "checks", "flow_log")
         parts += [_facts(title, data[title]) for title in named if isinstance(data.get(title), Mapping)]
         return Group(*parts, _stages(workers), _counters(workers))
     return Group(*parts, drops(totals(workers)[:DROPS_SHOWN]), *_errors(data))
@@ -43,16 +43,18 @@ def status(data: Mapping[str, Any], counters: bool = False) -> RenderableType:
 
 def verdict(data: Mapping[str, Any]) -> str:
     """Whether the node is well, in a line; what it lacks otherwise."""
+    refused = data.get("reload", {}).get("last_error", "")
+    reload = f"; the last reload was refused: {refused.splitlines()[0]}" if refused else ""
     if data.get("ill"):
-        return "not healthy: " + "; ".join(data["ill"])
+        return "not healthy: " + "; ".join(data["ill"]) + reload
     if data.get("not_ready"):
-        return "not ready: " + "; ".join(data["not_ready"])
-    return "healthy, ready"
+        return "not ready: " + "; ".join(data["not_ready"]) + reload
+    return "healthy, ready" + reload
 
 
 def _errors(data: Mapping[str, Any]) -> Iterable[RenderableType]:
     """The last error of each part that had one."""
-    parts = [(title, data.get(title) or {}) for title in ("node", "cluster", "naming", "upkeep")]
+    parts = [(title, data.get(title) or {}) for title in ("node", "cluster", "naming", "upkeep", "flow_log")]
     found = [{"part": title, "last error": part["last_error"]} for title, part in parts if part.get("last_error")]
     return [table("errors", found)] if found else []
 

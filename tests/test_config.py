@@ -116,7 +116,8 @@ def test_differences_name_what_changed() -> None:
 def test_the_keys_that_a_reload_applies() -> None:
     reloadable = [key.dotted for key in keys() if is_reloadable(key.dotted)]
     firewall = ["firewall.egress", "firewall.uplinks", "firewall.accept"]
-    others = [*firewall, "tables.static", "health.commands", "log.level"]
+    flow_log = [f"flowlog.{name}" for name in ("enabled", "sample", "rate", "file")]
+    others = [*firewall, "tables.static", "health.commands", *flow_log, "log.level"]
     assert [it for it in reloadable if not it.startswith("naming.")] == others
     fixed = [key.name for key in keys() if key.section == "naming" and not key.reloadable]
     assert fixed == ["enabled", "port", "mdns", "user"]

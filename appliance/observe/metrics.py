@@ -75,6 +75,7 @@ def families(picture: Picture) -> Iterator[Metric]:
     yield from _resolver(picture["naming"])
     yield from _operations(picture)
     yield from _peers(picture["round_trips"])
+    yield from _flow_log(picture["flow_log"])
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -216,6 +217,13 @@ def _peers(round_trips: Mapping[Any, float | None]) -> Iterator[Metric]:
     yield _labelled(GaugeMetricFamily, "peer_rtt_seconds", "Smoothed round-trip time to a node.", ["peer"], rows)
     unknown = sum(time is None for time in round_trips.values())
     yield _gauge("peers_unanswered", "Nodes that are probed and do not answer.", unknown)
+
+
+def _flow_log(counted: Mapping[str, Any]) -> Iterator[Metric]:
+    rows = (([result], counted[result]) for result in ("written", "suppressed", "failed"))
+    yield _labelled(CounterMetricFamily, "flow_log_records", "Records of the flow log.", ["result"], rows)
+    missed = counted["missed"]
+    yield CounterMetricFamily(_PREFIX + "flow_log_missed", "Flows that ended before a look saw them.", value=missed)
 
 
 def _events(name: str, text: str, counted: Mapping[str, Any]) -> Any:

@@ -263,6 +263,7 @@ class Supervisor:
 
         self._start_naming()
         self._start_ingress()
+        self._start_flow_log()
         self._close_api = await serve(self)
         self._stack.push_async_callback(self._close_api)
         self._stack.push_async_callback(await monitor.serve(self))
@@ -314,6 +315,14 @@ class Supervisor:
         self._stack.push_async_callback(self.checks.stop)
         self.ingress.start()
         self.checks.changed(Tables(self.publication.jobs, frozenset()))
+
+    def _start_flow_log(self) -> None:
+        from appliance.supervisor.flowlog import FlowLog
+
+        name = self.config.node.id or str(self.address)
+        self.flow_log = FlowLog(self.config.flowlog, self.pool.workers, self.catalogue, name)
+        self._stack.push_async_callback(self.flow_log.stop)
+        self.flow_log.start()
 
     def _make_directories(self) -> None:
         for directory in (self.config.paths.runtime, self.config.paths.state):
@@ -523,17 +532,21 @@ class Supervisor:
     async def reload(self) -> list[str]:
         """Read the configuration and the static tables again; gives what changed. A wrong file changes nothing.
 
-        Raises ConfigError, MessageError or TableFullError.
+        Raises ConfigError, MessageError, StartError or TableFullError.
         """
+        from appliance.supervisor.flowlog import opened
+
         try:
             fresh = configuration.load(self.path)
             differences = configuration.differences(self.config, fresh)
             _check_reloadable(differences)
+            output = opened(fresh.flowlog)
             previous, self.config = self.config, fresh
             try:
                 changed = self._apply_tables()
             except Exception:
                 self.config = previous
+                output.close()
                 raise
         except Exception as error:
             self.last_error = f"reload: {error}"
@@ -542,6 +555,7 @@ class Supervisor:
         configure(self.config.log.level)
         await self.ports.reconfigure(self.config)
         self.checks.reconfigure(self.config)
+        await self.flow_log.reconfigure(self.config.flowlog, output)
         if self.naming is not None:
             self.naming.reconfigure(self.config)
         self.last_error, self.reload_error, self.reloaded_at = "", "", time.time()
@@ -563,6 +577,7 @@ class Supervisor:
             await self.naming.release()
         await self.ingress.stop()
         await self.checks.stop()
+        await self.flow_log.stop()
         await self.upkeep.stop()
         await self.peers.stop()
         await self.ports.stop()

@@ -38,7 +38,12 @@ async def status(supervisor: Supervisor) -> dict[str, Any]:
         "naming": naming,
         "upkeep": supervisor.upkeep.status(),
         "attachments": len(supervisor.environment.attachments()),
-        "reload": {"successful": supervisor.reload_error == "", "at": supervisor.reloaded_at},
+        "reload": {
+            "successful": supervisor.reload_error == "",
+            "at": supervisor.reloaded_at,
+            "last_error": supervisor.reload_error,
+        },
+        "flow_log": supervisor.flow_log.status(),
         "firewall": supervisor.ports.status(),
         "exposed": supervisor.ingress.status(),
         "checks": supervisor.checks.status(),

@@ -30,6 +30,7 @@ def picture(**changes: Any) -> dict[str, Any]:
         "upkeep": {"gone": 1, "impaired_now": [], "last_error": ""},
         "operations": {("reload", "refused"): 2},
         "reload": {"successful": False, "at": 1.0},
+        "flow_log": {"enabled": True, "written": 5, "suppressed": 2, "failed": 0, "missed": 1, "last_error": ""},
         "attachments": 0,
         "round_trips": {},
         "ill": [],

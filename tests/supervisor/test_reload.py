@@ -35,6 +35,10 @@ OTHER: dict[str, Any] = {
     "naming.upstream_timeout": 7,
     "naming.cache": 7,
     "health.commands": True,
+    "flowlog.enabled": True,
+    "flowlog.sample": 7,
+    "flowlog.rate": 7,
+    "flowlog.file": "/tmp/other",
     "log.level": "debug",
 }
 """Another value of each reloadable key."""
@@ -91,7 +95,7 @@ def test_all_of_them_at_once_and_a_wrong_file(hub: World, tmp_path: Path) -> Non
     instance = {"instance_number": 0, "namespace_ip": "10.18.0.9", "host_ip": "192.0.2.1", "host_port": 50103}
     static = tmp_path / "static.json"
     static.write_text(json.dumps([{"app_name": "app.ns.web.test", "instance_list": [{**instance, "service_ip": []}]}]))
-    OTHER["tables.static"] = str(static)
+    OTHER["tables.static"], OTHER["flowlog.file"] = str(static), str(tmp_path / "flows")
     raw = tomllib.loads(first)
     for name, value in OTHER.items():
         section, _, key = name.partition(".")
@@ -101,6 +105,7 @@ def test_all_of_them_at_once_and_a_wrong_file(hub: World, tmp_path: Path) -> Non
     assert OTHER.keys() <= set(node.api.reload())
     assert node.namespace.command("nft", "list", "ruleset") != rules
     assert node.api.status()["node"]["last_error"] == ""
+    assert node.api.status()["flow_log"]["enabled"]
     assert [it["address"] for it in node.api.hosts()] == ["10.18.0.9"]
     until(lambda: node.api.status()["naming"]["pid"] != resolver, "the zone is not mDNS' any more")
     until(lambda: node.api.status()["naming"]["ready"], "the resolver answers again")
