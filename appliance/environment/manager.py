@@ -127,7 +127,8 @@ class EnvironmentManager:
         another container moves, with its addresses. `interface` is the link's name there, the first free one of eth0 …
         if it is empty.
 
-        Raises EnvironmentError_, AddressesExhausted among them: then nothing of this attachment is left.
+        Raises EnvironmentError_, AddressesExhausted among them: then nothing of this attachment is left; or
+        InterfaceRefused, which leaves it as it was.
         """
         check_key(service, instance)
         return await self._to_the_end(self._attach(service, instance, netns, interface))
