@@ -42,6 +42,7 @@ def processes(config: Config) -> list[str]:
         if (left := estate.found(runtime, {})) is not None:
             left.dissolve()
     record.end(runtime, living)
+    naming.dismiss(runtime)  # those whose record a later one has overwritten
     return [f"process {pid} ({name})" for name, pid in living.items()]
 
 

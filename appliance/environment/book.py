@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from appliance.environment import names
 from appliance.environment.addresses import AddressPool, IPAddress, IPInterface, IPNetwork, v4_of, v6_of
 from appliance.environment.attachment import Attachment, NetnsRef, Placement, Record
-from appliance.environment.errors import AddressesExhausted, EnvironmentError_
+from appliance.environment.errors import AddressesExhausted, EnvironmentError_, InterfaceRefused
 from appliance.environment.plan import Link
 
 VERSIONS = (4, 6)
@@ -92,7 +92,8 @@ class Book:
         self, service: str, instance: int, netns: NetnsRef, given: Sequence[IPAddress] = ()
     ) -> Iterator[Placement]:
         """Addresses for an attachment: those that it has, or new ones; or `given`, which were reserved, instead of
-        those that it had. If the body fails it has none, and what was reserved stays so.
+        those that it had. If the body fails it has none, unless nothing was done to it (InterfaceRefused), and what
+        was reserved stays so.
 
         Raises AddressesExhausted, or EnvironmentError_ if none can be given out at all.
         """
@@ -105,10 +106,10 @@ class Book:
         addresses = self._allocate() if known is None else known.addresses
         try:
             yield self._placement(service, instance, netns, addresses)
-        except BaseException:
+        except BaseException as error:
             if known is None:
                 self._give_back(addresses)
-            else:
+            elif not isinstance(error, InterfaceRefused):
                 self.drop(name)
             raise
 

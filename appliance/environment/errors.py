@@ -7,3 +7,7 @@ class EnvironmentError_(Exception):  # noqa: N801, N818 -- EnvironmentError is a
 
 class AddressesExhausted(EnvironmentError_):
     """No subnet of a family has an address to give out now."""
+
+
+class InterfaceRefused(EnvironmentError_):
+    """The link cannot have the name that is wanted. Nothing was done: what was attached is as it was."""

@@ -141,7 +141,8 @@ class EnvironmentManager:
         for Docker to move it, and to set addresses and routes. A repetition makes it anew; with `addresses` that were
         reserved, in place of those that it had.
 
-        Raises EnvironmentError_, AddressesExhausted among them: then nothing of this attachment is left.
+        Raises EnvironmentError_, AddressesExhausted among them: then nothing of this attachment is left; or
+        InterfaceRefused, which leaves it as it was.
         """
         check_key(service, instance)
         return await self._to_the_end(self._attach(service, instance, netns, interface, addresses))

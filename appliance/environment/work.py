@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from appliance.environment import names, observe, plan
 from appliance.environment.attachment import Placement, Record
-from appliance.environment.errors import EnvironmentError_
+from appliance.environment.errors import EnvironmentError_, InterfaceRefused
 from appliance.environment.namespace import Namespace
 from appliance.environment.netlink import Executor, Kernel
 from appliance.environment.plan import AttachmentActual, AttachmentWanted, Command, Link, NodeWanted
@@ -122,10 +122,10 @@ def _interface(actual: AttachmentActual, wanted: str) -> str:
     """The link's name in the container."""
     if actual.peer is not None:
         if wanted not in ("", actual.peer.name):
-            raise EnvironmentError_(f"interface: expected {actual.peer.name}, as it is attached so, got {wanted}")
+            raise InterfaceRefused(f"interface: expected {actual.peer.name}, as it is attached so, got {wanted}")
         return actual.peer.name
     if wanted in actual.names:
-        raise EnvironmentError_(f"interface: expected a name that is free in the container, got {wanted}")
+        raise InterfaceRefused(f"interface: expected a name that is free in the container, got {wanted}")
     return wanted or names.free_interface_name(actual.names)
 
 

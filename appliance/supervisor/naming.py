@@ -11,7 +11,8 @@ room.
 
 A resolver that ends is started again; if it did not live for `STABLE_S`, after a pause
 that grows from `BACKOFF_S` to `BACKOFF_MAX_S`. One that still answers for a
-supervisor that died is told to leave when the new one is ready (`CONTROL`, a unix socket in ``paths.runtime``).
+supervisor that died is told to leave when the new one is ready (`CONTROL`, a unix socket in ``paths.runtime``). Until
+then the new one is found beside it (`_beside`), so that a supervisor that ends meanwhile leaves both to be found.
 
 What the resolver does not know it asks for (``need``): the cluster is asked once for a key, whoever waits, and the
 answer is sent after the entries that it is about.
@@ -97,7 +98,7 @@ class Naming:
         self._changed: set[str] = set()
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
-        self._old: socket.socket | None = None
+        self._old: list[socket.socket] = []
         self._look = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         publication.listeners.append(self._on_tables)
@@ -120,7 +121,9 @@ class Naming:
                 self._kill_process(self._process.pid)
                 await self._process.wait()
         await self.release()
-        self._control_path.unlink(missing_ok=True)
+        self._dismiss()
+        for path in _controls(self._config.paths.runtime):
+            path.unlink(missing_ok=True)
 
     async def release(self) -> None:
         """Leaves the resolver to itself: it answers on until the next supervisor's takes over."""
@@ -182,21 +185,16 @@ class Naming:
             raise
         return opened
 
-    @property
-    def _control_path(self) -> Any:
-        return self._config.paths.runtime / CONTROL
-
     def _open_control(self) -> socket.socket:
-        old = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            old.connect(str(self._control_path))
-            self._old = old
-        except OSError:
-            old.close()
-        self._control_path.unlink(missing_ok=True)
+        """Where it can be told to leave, beside where those before it can. Raises OSError."""
+        for sock in self._old:
+            sock.close()
+        runtime = self._config.paths.runtime
+        self._old, path = _connected(runtime), _beside(runtime)
+        path.unlink(missing_ok=True)
         control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        control.bind(str(self._control_path))
-        os.chmod(self._control_path, 0o600)  # noqa: PTH101
+        control.bind(str(path))
+        path.chmod(0o600)
         control.listen(4)
         return control
 
@@ -345,7 +343,7 @@ class Naming:
         match message:
             case {"ready": _}:
                 self.ready.set()
-                self._dismiss()
+                self._take_over()
             case {"need": key}:
                 self._spawn(self._need(key))
             case {"used": jobs}:
@@ -357,13 +355,20 @@ class Naming:
                 if reply is not None and not reply.done():
                     reply.set_result(message)
 
+    def _take_over(self) -> None:
+        """Ours is the one to be found from now on, and the only one."""
+        runtime = self._config.paths.runtime
+        with suppress(OSError):
+            _beside(runtime).replace(runtime / CONTROL)
+        self._dismiss()
+
     def _dismiss(self) -> None:
-        """Tells a resolver of an earlier supervisor that it is not needed any more."""
-        if self._old is not None:
+        """Tells the resolvers of earlier supervisors that they are not needed any more."""
+        for sock in self._old:
             with suppress(OSError):
-                self._old.send(LEAVE)
-            self._old.close()
-            self._old = None
+                sock.send(LEAVE)
+            sock.close()
+        self._old.clear()
 
     async def _need(self, key: str) -> None:
         try:
@@ -450,13 +455,35 @@ class Naming:
 
 
 def dismiss(runtime: Path) -> None:
-    """Tells the resolver of an earlier supervisor to leave, where there is to be none; nothing if there is none."""
-    control = runtime / CONTROL
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as old:
+    """Tells the resolvers of earlier supervisors to leave, where there is to be none; nothing if there is none."""
+    for old in _connected(runtime):
+        with suppress(OSError), old:
+            old.send(LEAVE)
+    for path in _controls(runtime):
+        path.unlink(missing_ok=True)
+
+
+def _beside(runtime: Path) -> Path:
+    """Where a resolver is found that is not ready yet."""
+    return (runtime / CONTROL).with_suffix(".new")
+
+
+def _controls(runtime: Path) -> tuple[Path, Path]:
+    return runtime / CONTROL, _beside(runtime)
+
+
+def _connected(runtime: Path) -> list[socket.socket]:
+    """Connections to the resolvers that are there; what they do not take in ``LEAVE_S`` is an error."""
+    found = []
+    for path in _controls(runtime):
+        old = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         old.settimeout(LEAVE_S)
-        old.connect(str(control))
-        old.send(LEAVE)
-    control.unlink(missing_ok=True)
+        try:
+            old.connect(str(path))
+            found.append(old)
+        except OSError:
+            old.close()
+    return found
 
 
 def has_mdns(naming: NamingConfig) -> bool:

@@ -358,6 +358,31 @@ def test_a_link_to_another_node_is_not_taken_for_ours(node: Netns, container: Ne
     assert node.run(lambda: first(other)).interface == "eth1"
 
 
+def test_a_wrong_interface_name_costs_no_attachment(node: Netns, container: Netns, make_netns: MakeNetns) -> None:
+    """Neither where it is attached by another name, nor where it would move to and the name is taken."""
+    other = make_netns()
+    other.ip("link", "add", "eth7", "type", "bridge")
+
+    async def main() -> None:
+        manager = await converged()
+        before = await attach(manager, container)
+        for where, wanted in ((container, "eth7"), (other, "eth7")):
+            with pytest.raises(EnvironmentError_, match="interface: expected"):
+                await manager.attach(SERVICE, 0, NetnsRef.by_name(where.name), wanted)
+            assert manager.attachments() == [before]
+            assert addresses(container, "eth0") == {"10.18.0.2/26", "fc00::2/120"}
+        await manager.converge()
+        assert manager.attachments() == [before]
+        assert await attach(manager, container) == before
+        assert len(node.json("link", "show", "master", BRIDGE)) == 1
+        with pytest.raises(EnvironmentError_, match="interface: expected"):
+            await manager.attach(SERVICE, 1, NetnsRef.by_name(other.name), "eth7")
+        assert manager.attachments() == [before], "one that is new is not there, and its addresses are free"
+        assert (await attach(manager, other, 1)).address_v4 == before.address_v4 + 1  # type: ignore[operator]
+
+    node.run(main)
+
+
 def test_a_container_with_a_network_of_its_own_gets_only_the_overlay(node: Netns, container: Netns) -> None:
     container.ip("link", "add", "eth0", "type", "bridge")
     container.ip("addr", "add", "192.0.2.2/24", "dev", "eth0")

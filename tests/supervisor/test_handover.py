@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,34 @@ def goes_on(node: Node, how: str) -> None:
     assert node.namespace.state() == links, how
     assert node.api.status()["tables"]["epoch"] > epoch, how
     until(lambda: not alive(resolver["pid"]), "the next resolver has taken over, and the old one was waited for", 30)
+
+
+def test_a_supervisor_that_ends_before_its_resolver_took_over_leaves_none_behind(hub: World) -> None:
+    """Its resolver is held at its start, so that it is not ready when its supervisor is killed."""
+    node = alone(hub).start()
+    until(lambda: node.api.status()["naming"]["ready"], "the resolver answers", 30)
+    (first,) = node.resolvers()
+    node.stop(signal.SIGKILL)
+    node.launch()
+    (second,) = until(lambda: set(started_resolvers(node)) - {first}, "the next resolver is started", 60)
+    os.kill(second, signal.SIGSTOP)
+    node.stop(signal.SIGKILL)
+    os.kill(second, signal.SIGCONT)
+    node.start()
+    until(lambda: node.api.status()["naming"]["ready"], "the third resolver answers", 30)
+    until(lambda: node.resolvers() == [node.api.status()["naming"]["pid"]], "it is alone", 30)
+    assert node.stop() == 0
+    until(lambda: not node.processes(), "a stop on purpose ends everything")
+
+
+def started_resolvers(node: Node) -> list[int]:
+    """Resolvers, those too that have not given themselves their name yet."""
+    found = []
+    for pid in node.processes():
+        with suppress(OSError):
+            if b"appliance.naming.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def since(node: Node) -> float:
