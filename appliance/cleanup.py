@@ -56,9 +56,10 @@ def everything(config: Config, *, purge: bool) -> list[str]:
     removed += asyncio.run(_rules(config))
     runtime = config.paths.runtime
     sockets = [path for path in (config.api.socket, config.api.nodeengine) if path]
+    plugins = [path for path in (config.api.docker,) if path]  # in a directory that may be Docker's
     networks = [path for path in (runtime / CNI).glob("*") if path.is_dir()]
     noted = [path for it in networks for path in it.iterdir() if path.is_file()]
-    removed += _files([*sockets, *_with_new(runtime, RUNTIME), *noted])
+    removed += _files([*sockets, *plugins, *_with_new(runtime, RUNTIME), *noted])
     removed += _directories([*networks, runtime / CNI, runtime, *(path.parent for path in sockets)])
     if purge:
         removed += _files(_with_new(config.paths.state, STATE))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from appliance.environment import names
 from appliance.environment.addresses import AddressPool, IPAddress, IPInterface, IPNetwork, v4_of, v6_of
 from appliance.environment.attachment import Attachment, NetnsRef, Placement, Record
-from appliance.environment.errors import AddressesExhausted, EnvironmentError_, InterfaceRefused
+from appliance.environment.errors import AddressesExhausted, AttachmentRefused, EnvironmentError_
 from appliance.environment.plan import Link
 
 VERSIONS = (4, 6)
@@ -92,7 +92,7 @@ class Book:
         self, service: str, instance: int, netns: NetnsRef, given: Sequence[IPAddress] = ()
     ) -> Iterator[Placement]:
         """Addresses for an attachment: those that it has, or new ones; or `given`, which were reserved, instead of
-        those that it had. If the body fails it has none, unless nothing was done to it (InterfaceRefused), and what
+        those that it had. If the body fails it has none, unless nothing was done to it (AttachmentRefused), and what
         was reserved stays so.
 
         Raises AddressesExhausted, or EnvironmentError_ if none can be given out at all.
@@ -109,7 +109,7 @@ class Book:
         except BaseException as error:
             if known is None:
                 self._give_back(addresses)
-            elif not isinstance(error, InterfaceRefused):
+            elif not isinstance(error, AttachmentRefused):
                 self.drop(name)
             raise
 

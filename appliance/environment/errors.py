@@ -9,5 +9,5 @@ class AddressesExhausted(EnvironmentError_):
     """No subnet of a family has an address to give out now."""
 
 
-class InterfaceRefused(EnvironmentError_):
-    """The link cannot have the name that is wanted. Nothing was done: what was attached is as it was."""
+class AttachmentRefused(EnvironmentError_):
+    """A link cannot be as it is wanted. Nothing was done: what was attached is as it was."""

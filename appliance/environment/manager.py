@@ -142,7 +142,7 @@ class EnvironmentManager:
         reserved, in place of those that it had.
 
         Raises EnvironmentError_, AddressesExhausted among them: then nothing of this attachment is left; or
-        InterfaceRefused, which leaves it as it was.
+        AttachmentRefused, which leaves it as it was.
         """
         check_key(service, instance)
         return await self._to_the_end(self._attach(service, instance, netns, interface, addresses))

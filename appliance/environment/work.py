@@ -5,12 +5,13 @@ when it fails. All raise EnvironmentError_.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from appliance.environment import names, observe, plan
 from appliance.environment.attachment import Placement, Record
-from appliance.environment.errors import EnvironmentError_, InterfaceRefused
+from appliance.environment.errors import AttachmentRefused, EnvironmentError_
 from appliance.environment.namespace import Namespace
 from appliance.environment.netlink import Executor, Kernel
 from appliance.environment.plan import AttachmentActual, AttachmentWanted, Command, Link, NodeWanted
@@ -65,9 +66,10 @@ async def attach(
     """Makes a container's link; returns its name there, which is free if none is wanted. If it fails, there is no link
     of this attachment, unless it was there before and has another name."""
     async with Kernel.open() as node, Kernel.open(namespace) as container:
-        actual = await observe.attachment(node, container, namespace, wanted.bridge, placement.veth)
-        interface = _interface(actual, interface)
-        commands = plan.plan_attachment(_link_wanted(wanted, placement, interface), actual)
+        with _nothing_done():
+            actual = await observe.attachment(node, container, namespace, wanted.bridge, placement.veth)
+            interface = _interface(actual, interface)
+            commands = plan.plan_attachment(_link_wanted(wanted, placement, interface), actual)
         executor = Executor(node, container, namespace)
         try:
             await carry_out(executor, commands, fault_point)
@@ -77,14 +79,24 @@ async def attach(
         return interface
 
 
+@contextmanager
+def _nothing_done() -> Iterator[None]:
+    """What fails in the block fails before the first command. Raises AttachmentRefused in its place."""
+    try:
+        yield
+    except EnvironmentError_ as error:
+        raise AttachmentRefused(*error.args) from error
+
+
 async def offer(wanted: NodeWanted, placement: Placement, interface: str, fault_point: FaultPoint) -> None:
     """Makes a container's link, and leaves the container's end on the node, down; `interface` is what the record says
     that it is to be called. If it fails, there is no link of this attachment."""
     end = names.offered_name(placement.service, placement.instance)
     async with Kernel.open() as node:
         with Namespace.own() as here:
-            actual = await observe.offer(node, wanted.bridge, placement.veth)
-            link = replace(_link_wanted(wanted, placement, interface), interface=end)
+            with _nothing_done():
+                actual = await observe.offer(node, wanted.bridge, placement.veth)
+                link = replace(_link_wanted(wanted, placement, interface), interface=end)
             executor = Executor(node, None, here)
             try:
                 await carry_out(executor, plan.plan_offer(link, actual), fault_point)
@@ -122,10 +134,10 @@ def _interface(actual: AttachmentActual, wanted: str) -> str:
     """The link's name in the container."""
     if actual.peer is not None:
         if wanted not in ("", actual.peer.name):
-            raise InterfaceRefused(f"interface: expected {actual.peer.name}, as it is attached so, got {wanted}")
+            raise EnvironmentError_(f"interface: expected {actual.peer.name}, as it is attached so, got {wanted}")
         return actual.peer.name
     if wanted in actual.names:
-        raise InterfaceRefused(f"interface: expected a name that is free in the container, got {wanted}")
+        raise EnvironmentError_(f"interface: expected a name that is free in the container, got {wanted}")
     return wanted or names.free_interface_name(actual.names)
 
 

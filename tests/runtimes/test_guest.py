@@ -103,18 +103,22 @@ def test_a_container_is_no_guest(pair: Pair) -> None:
 
 
 @pytest.mark.root
-def test_an_attachment_that_is_lost_when_it_is_repeated_is_withdrawn(pair: Pair) -> None:
+def test_what_is_refused_when_an_attachment_is_repeated_costs_it_nothing(pair: Pair) -> None:
     with pair.service() as container:
         pair.one.api.attach(container.job, 0, {"netns": container.container.name}, "8080:80")
+        until(lambda: pair.is_up(container.job), "it is announced")
+        before = pair.one.api.attachments()
         with pytest.raises(ApiError, match="interface: expected eth0"):
             pair.one.api.attach(
                 container.job, 0, {"netns": container.container.name, "interface": "other0"}, "8080:80;8081:81"
             )
-        assert container.job not in {it["service"] for it in pair.one.api.attachments()}
-        until(lambda: not pair.is_up(container.job), "the cluster has it no more")
-        assert pair.one.api.status()["firewall"]["ports"] == 0
-        pair.one.api.attach(container.job, 0, {"netns": container.container.name}, "8080:80")
-        until(lambda: pair.is_up(container.job), "it is back")
+        assert pair.one.api.attachments() == before, "what was refused changes nothing"
+        assert pair.one.api.status()["firewall"]["ports"] == 1
+        far = "/run/netns/" + "./" * 120 + container.container.name  # more than the link's record can hold
+        with pytest.raises(ApiError, match="netns: expected at most"):
+            pair.one.api.attach(container.job, 0, {"path": far}, "8080:80")
+        assert pair.one.api.attachments() == before
+        assert pair.is_up(container.job)
 
 
 @pytest.mark.root

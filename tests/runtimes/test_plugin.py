@@ -117,7 +117,7 @@ def test_many_at_once_leak_nothing(alone: World, runtime: Runtime, long: bool) -
     containers = [alone.make() for _ in range(200 if long else 24)]
     before = links(runtime.node.namespace)
     names = [f"{JOB}.{number}" for number in range(len(containers))]
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(len(containers)) as pool:
         made = list(pool.map(runtime.add, names, map(path, containers)))
         assert len({it["ips"][0]["address"] for it in made}) == len(containers)
         assert len(links(runtime.node.namespace)) == len(before) + len(containers)
