@@ -2,9 +2,11 @@
 
 Theory of operation
 -------------------
-One table of ours (family inet) holds everything. It is always replaced as a whole, by one transaction (``nft -f``): a
-packet meets the rules of before or those of after, and nothing has to be compared. Connections are in the kernel's
-connection table, which a replacement does not touch.
+One table of ours (family inet) holds everything. All that it says is always replaced as a whole, by one transaction
+(``nft -f``): a packet meets the rules of before or those of after, and nothing has to be compared. Connections are in
+the kernel's connection table, which a replacement does not touch. ``script`` makes the table anew, whatever it was:
+the kernel lists it last from then on. ``revision`` replaces what one that ``script`` made says, and the table keeps
+its place among others'.
 
 ============  =============  =====================================================================================
 chain         hook           does
@@ -110,13 +112,26 @@ _SLOT: Final = f"numgen inc mod {SLOTS}"
 
 def script(rules: Rules) -> str:
     """Makes the table say this, whatever it said, or takes care that there is one."""
-    body = "\n".join((*_maps(rules), *_chains(rules)))
-    return f"{removal(rules.table)}table inet {rules.table} {{\n{body}\n}}\n"
+    return f"{removal(rules.table)}{_content(rules)}"
+
+
+def revision(rules: Rules) -> str:
+    """The same for a table that ``script`` made; the kernel refuses it for one that lacks a map.
+
+    Maps are deleted and not flushed: nft 1.0.6 cannot flush one with ``typeof`` a concatenation of a port."""
+    maps = [f"map inet {rules.table} {name}{version}" for version, it in _FAMILY.items() for name in _keys(it)]
+    emptied = f"flush table inet {rules.table}\n" + "".join(f"delete {it}\n" for it in maps)
+    return f"{emptied}{_content(rules)}"
 
 
 def removal(table: str) -> str:
     """Takes the table away; no error if there is none."""
     return f"table inet {table}\ndelete table inet {table}\n"
+
+
+def _content(rules: Rules) -> str:
+    body = "\n".join((*_maps(rules), *_chains(rules)))
+    return f"table inet {rules.table} {{\n{body}\n}}\n"
 
 
 def _maps(rules: Rules) -> Iterator[str]:

@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 *Owns* which container has which port mappings, the exposed services' node ports, and the task that watches others.
 *Runs* in the supervisor's event loop; the kernel's rules are changed by ``nft`` alone (``environment.nft``), one script
-at a time, always the whole table (``environment.firewall``).
+at a time, always the whole table (``environment.firewall``). One that is as this process made it keeps its place among
+others'; any other one is made anew.
 
 **Nothing is taken away from anybody.** A mapping is refused before anything changes if another container, an exposed
 service or a program that listens has the port. ``reserve`` holds it from the check on; what cannot be put into force
@@ -272,9 +273,11 @@ class Ports:
 
     async def _make(self) -> None:
         try:
-            await nft.apply(firewall.script(self.rules()))
+            is_ours = self._listed is not None and _lines(await nft.table(self._table)) == _lines(self._listed)
+            await nft.apply((firewall.revision if is_ours else firewall.script)(self.rules()))
             self._listed = await nft.table(self._table)
         except EnvironmentError_:
+            self._listed = None
             self.counters["failed"] += 1
             raise
         self.counters["made"] += 1

@@ -66,6 +66,9 @@ def test_a_thousand_ports_are_applied_within_a_second_and_looked_up_in_maps(make
     began = time.monotonic()
     namespace.run(lambda: nft.apply(script))
     assert time.monotonic() - began < 1
+    began = time.monotonic()
+    namespace.run(lambda: nft.apply(firewall.revision(with_ports(*many(1000)))))
+    assert time.monotonic() - began < 1
     few = firewall.script(with_ports(*many(1)))
     assert script.count("dnat") == few.count("dnat"), "no rule more for more ports"
     assert len(firewall.mapped(described(namespace), RULES.table)) == 2000
@@ -96,6 +99,27 @@ def test_others_rules_are_left_alone_byte_for_byte(make_netns: MakeNetns, name: 
     if name in others.SHOWN_BY_IPTABLES:
         assert "incompatible" not in namespace.command("iptables-nft", "-L", "-n")
     namespace.run(lambda: nft.apply(firewall.withdrawal(described(namespace)) + firewall.removal(RULES.table)))
+    assert ruleset(namespace) == before
+
+
+@pytest.mark.root
+def test_ports_that_come_and_go_leave_the_rule_set_as_it_was_byte_for_byte(make_netns: MakeNetns) -> None:
+    """Our table keeps its place among others', whatever was in it."""
+    namespace = make_netns()
+    plain = with_ports(ingress=(), uplinks=("up0",))
+    namespace.run(lambda: nft.apply(firewall.script(plain)))
+    others.leave(namespace, "docker")
+    before = ruleset(namespace)
+    assert before.index("edge-appliance") < before.index("table ip filter")
+    shared = NodePort("udp", 90, (target("10.18.0.2"), target("10.18.0.3")))
+    one = NodePort("tcp", 91, (target("10.18.0.2"),), ip_address("192.0.2.1"))
+    for ports in ((*many(1000), shared), (one, *many(2)), ()):
+        changed = with_ports(*ports)
+        namespace.run(lambda it=changed: nft.apply(firewall.revision(it)))  # type: ignore[misc]
+        anew = make_netns()
+        anew.run(lambda it=changed: nft.apply(firewall.script(it)))  # type: ignore[misc]
+        assert namespace.run(lambda: nft.table(RULES.table)) == anew.run(lambda: nft.table(RULES.table))
+    namespace.run(lambda: nft.apply(firewall.revision(plain)))
     assert ruleset(namespace) == before
 
 

@@ -224,6 +224,31 @@ def test_each_class_of_error_names_line_key_and_expectation(old: str, new: str, 
     assert error in str(caught.value)
 
 
+PLAIN = "app: shop\nnamespace: prod\nservice: cart\nservice_namespace: web\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("ports: [{port: 80, name: HTTP}]", "ports.0.name: expected a name of 1 to 15 lower-case letters, digits and"),
+        ("default_policy: 5", "default_policy: expected"),
+        ("default_policy: maglev", "descriptor: expected default_policy to be a policy of service_ips (rr)"),
+        ("metadata: {path: 5}", "metadata: expected a mapping of names to text, each name=text at most 255 bytes"),
+        ("metadata: [a]", "metadata: expected a mapping of names to text"),
+        ("needs: shop", "needs: expected a list of jobs such as shop.prod.cart.web"),
+        ("needs: [shop]", "needs: expected a list of jobs such as shop.prod.cart.web"),
+        ("service_ips: rr", "service_ips: expected a mapping of policies, such as {rr: {v4: assigned}}"),
+        ("health: {http: {port: 80, path: /a b}}", "health.http.path: expected a path without spaces"),
+    ],
+)
+def test_so_does_each_class_of_the_other_keys(line: str, error: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(PLAIN + line, "f.yaml")
+    assert error in str(caught.value)
+    if not error.startswith("descriptor"):
+        assert str(caught.value).startswith("f.yaml:5: ")
+
+
 def test_the_schema_is_the_models() -> None:
     made = schema()
     assert set(made["properties"]) == set(Descriptor.model_fields)

@@ -189,6 +189,58 @@ def test_one_that_is_wanted_again_stays() -> None:
     assert [it.get("state", "up") for it in placed(answer(world))] == ["up"]
 
 
+def test_an_undeployed_service_drains_first_and_goes_with_its_last_instance() -> None:
+    world = World()
+    put(world, instances=3, drain=5, exposed=[{"port": 80}])
+    for number in range(2):
+        world.place(A, number, f"10.18.0.{number + 2}")
+    assert told(world.take(services.undeploy(JOB, world.state))) == [(JOB, "UNDEPLOYMENT")]
+    assert world.state.numbers(JOB) == [0, 1], "2 did not run"
+    assert [it["state"] for it in placed(answer(world))] == ["draining", "draining"]
+    assert answer(world)["exposed"] == [{"port": 80}], "connections through it go on"
+    assert world.take(services.undeploy(JOB, world.state)).changes == {}, "nothing is left to do but to wait"
+    world.take(services.leave(JOB, 0, world.state))
+    assert (world.state.jobs(), world.state.numbers(JOB)) == ([JOB], [1])
+    assert told(world.take(services.leave(JOB, 1, world.state))) == [(JOB, "UNDEPLOYMENT")]
+    assert (world.state.jobs(), world.state.interested(JOB)) == ([], [])
+    assert world.take(services.leave(JOB, 1, world.state)).changes == {}
+
+
+def test_a_service_without_a_drain_time_or_anything_that_runs_goes_at_once() -> None:
+    world = World()
+    for drain, runs in ((0, True), (5, False)):
+        put(world, drain=drain)
+        if runs:
+            world.place(A, 0)
+        world.take(services.undeploy(JOB, world.state))
+        assert world.state.jobs() == []
+
+
+def test_a_service_that_leaves_and_is_deployed_again_stays() -> None:
+    world = World()
+    put(world, drain=5)
+    world.place(A, 0)
+    world.take(services.undeploy(JOB, world.state))
+    put(world, drain=5)
+    assert world.take(services.leave(JOB, 0, world.state)).changes == {}
+    assert services.view(world.state, JOB)["leaving"] is False
+    assert [it.get("state", "up") for it in placed(answer(world))] == ["up"]
+
+
+def test_a_service_that_more_nodes_follow_than_fit_a_transaction_goes_in_steps() -> None:
+    world = World()
+    put(world, drain=5)
+    world.place(A, 0)
+    for number in range(services.STEP):
+        world.say(f"{number:024x}", "tablequery/request", f'{{"sname":"{JOB}"}}'.encode())
+    world.take(services.undeploy(JOB, world.state))
+    world.take(services.leave(JOB, 0, world.state))
+    assert (world.state.jobs(), world.state.numbers(JOB)) == ([JOB], [])
+    while world.take(services.leave(JOB, 0, world.state)).changes:
+        pass
+    assert (world.state.jobs(), world.state.interested(JOB)) == ([], [])
+
+
 # --- Preview ------------------------------------------------------------------------------------
 
 
@@ -205,10 +257,11 @@ def test_a_preview_names_what_would_change_and_changes_nothing() -> None:
     assert world.state.jobs() == []
     put(world, **wish)
     assert preview(world, **wish) == []
-    assert preview(world, instances=2, service_ips={"rr": {"v6": "none"}}, weights={0: 2}) == [
+    assert preview(world, instances=2, service_ips={"rr": {"v6": "none"}}, weights={0: 2}, drain=3) == [
         ("instances", 1, 2),
         ("service_ips.rr.v6", "fdff:2000::", None),
         ("weights.0", 3, 2),
+        ("drain", 0.0, 3.0),
         ("exposed", [{"port": 80}], None),
         ("health.tcp", 80, None),
     ]

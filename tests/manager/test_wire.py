@@ -7,7 +7,9 @@ from itertools import count
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from appliance.cli import main
 from tests.manager.node import Node, Received, connect
 from tests.manager.processes import Cluster, Manager
 
@@ -214,6 +216,30 @@ def test_a_node_without_ipv6_is_listed_without_it(shared: Cluster, manager: Mana
         instance = (await node.until(job, 1))["instance_list"]
         assert isinstance(instance, list)
         assert "namespace_ip_v6" not in instance[0]
+
+    play(shared, scene)
+
+
+def test_undeploying_says_that_it_drains_and_need_not(shared: Cluster, manager: Manager) -> None:
+    def said(job: str, *options: str) -> str:
+        done = CliRunner().invoke(main, ["undeploy", job, "--manager", manager.url, *options])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    async def scene(node: Node) -> None:
+        short, long = job_name(), job_name()
+        for offset, (job, drain) in enumerate(((short, 0.3), (long, 600))):
+            manager.deploy(job, drain=drain)
+            await place(node, job, 0, offset + 2)
+            await node.until(job, 1)
+            assert said(job) == f"{job} drains\n"
+            assert (await node.query(name=job))["instance_list"][0]["state"] == "draining"
+        await node.until(short, 0)
+        assert manager.call("GET", f"/v1/services/{short}")[0] == 404
+        assert manager.call("DELETE", f"/v1/services/{long}?now=maybe")[0] == 400
+        assert manager.service(long)["leaving"]
+        assert said(long, "--now") == ""
+        assert manager.call("GET", f"/v1/services/{long}")[0] == 404
 
     play(shared, scene)
 

@@ -6,6 +6,7 @@ hub   192.0.2.254, 2001:db8::fe: the cluster, and the world outside
        └── node3  192.0.2.3, 2001:db8::3   none
 """
 
+import socket
 import subprocess
 import threading
 import time
@@ -88,7 +89,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def test_a_service_answers_on_every_node_also_where_no_instance_runs(scene: Scene) -> None:
+    for node in scene.nodes:
+        node.namespace.command("nft", "add table ip younger")
     before = [rules(node) for node in scene.nodes]
+    assert all(it.index("edge-appliance") < it.index("younger") for it in before)
     scene.deploy()
     for node in scene.nodes:
         until(lambda node=node: scene.opened(node) == {PORT}, f"{node.name} has the port")  # type: ignore[misc]
@@ -104,7 +108,7 @@ def test_a_service_answers_on_every_node_also_where_no_instance_runs(scene: Scen
 
 
 def rules(node: Node) -> str:
-    """The kernel's rule set, byte for byte."""
+    """The kernel's rule set, byte for byte, also those of a table that is younger than ours."""
     return node.namespace.command("nft", "list", "ruleset")
 
 
@@ -261,3 +265,61 @@ def test_udp_goes_on_while_an_instance_comes_and_goes(scene: Scene) -> None:
         scene.deploy(2)
         scene.nodes[2].api.detach(JOB, 2)
     assert failures == []
+
+
+HOLDING = """
+from socketserver import *
+class Echo(BaseRequestHandler):
+    def handle(self):
+        while said := self.request.recv(1):
+            self.request.sendall(said)
+ThreadingTCPServer.daemon_threads = True
+ThreadingTCPServer(("", 82), Echo).serve_forever()
+"""
+
+
+def test_an_undeployed_service_drains(scene: Scene) -> None:
+    """Its connections go on and new ones are refused, until its time is over; then it is gone, and its ports too."""
+    three = scene.nodes[2]
+    program = ["ip", "netns", "exec", scene.containers[0].name, "python3", "-c", HOLDING]
+    with subprocess.Popen(program) as holding, ExitStack() as stack:
+        stack.callback(holding.kill)
+        scene.manager.deploy(JOB, 2)
+        until(lambda: scene.opened(three) == set(), "no port")
+        before = rules(three)
+        scene.manager.deploy(JOB, 1, exposed=[{"port": PORT + 1, "to": 82}], drain=4)
+        until(lambda: scene.opened(three) == {PORT + 1}, "the port is open")
+        until(lambda: answers(scene), "it is served")
+        sock = scene.world.hub.call(lambda: connected(three))
+        stack.callback(sock.close)
+        assert echoed(sock)
+        assert scene.manager.call("DELETE", f"/v1/services/{JOB}")[0] == 202
+        until(lambda: not answers(scene), "no new connection", 3)
+        assert echoed(sock), "the connection that there was goes on"
+        assert scene.manager.service(JOB)["leaving"]
+        until(lambda: scene.manager.call("GET", f"/v1/services/{JOB}")[0] == 404, "the service is gone")
+        until(lambda: not echoed(sock), "and its connections")
+        until(lambda: rules(three) == before, "rules as before")
+
+
+def connected(node: Node) -> socket.socket:
+    sock = socket.create_connection((address(node, 4), PORT + 1), timeout=1)
+    sock.settimeout(1)
+    return sock
+
+
+def answers(scene: Scene) -> bool:
+    """Whether a new connection to the third node's port is answered."""
+    try:
+        with scene.world.hub.call(lambda: connected(scene.nodes[2])) as sock:
+            return echoed(sock)
+    except OSError:
+        return False
+
+
+def echoed(sock: socket.socket) -> bool:
+    try:
+        sock.sendall(b"?")
+        return sock.recv(1) == b"?"
+    except OSError:
+        return False

@@ -305,14 +305,19 @@ def _read_all(files: tuple[Path, ...]) -> list[Descriptor]:
 
 @click.command()
 @click.argument("service")
+@click.option("--now", is_flag=True, help="Do not wait until its instances have drained.")
 @manager_option
-def undeploy(service: str, manager: str) -> None:
-    """Remove SERVICE: a name (app.namespace.service.namespace), or a file that describes it."""
+def undeploy(service: str, now: bool, manager: str) -> None:
+    """Remove SERVICE: a name (app.namespace.service.namespace), or a file that describes it.
+
+    Instances that run keep their connections for the service's drain time before they go.
+    """
     with one_line():
         client = ManagerClient(manager)
         names = [it.job for it in _read(Path(service))] if Path(service).is_file() else [service]
         for name in names:
-            client.undeploy(name)
+            if client.undeploy(name, now=now):
+                click.echo(f"{name} drains")
 
 
 @click.command()

@@ -33,9 +33,10 @@ class ManagerClient:
         body = descriptor.model_dump_json(exclude_defaults=True).encode()
         return list(self._request("POST", f"/v1/services/{quote(descriptor.job, safe='')}/preview", body)["changes"])
 
-    def undeploy(self, job: str) -> None:
-        """Removes a service."""
-        self._request("DELETE", f"/v1/services/{quote(job, safe='')}")
+    def undeploy(self, job: str, *, now: bool = False) -> dict[str, Any]:
+        """Removes a service. The service as it then is, while instances of it drain before; empty if it is gone, as it
+        is in any case if ``now``."""
+        return self._request("DELETE", f"/v1/services/{quote(job, safe='')}{'?now=true' if now else ''}")
 
     def services(self) -> list[dict[str, Any]]:
         """All services with their instances."""

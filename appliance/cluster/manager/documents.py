@@ -121,6 +121,10 @@ class Job(Document):
 
     service_ips: tuple[ServiceIp, ...] = ()
     names: Names = Names()
+    drain: float = 0.0
+    """Seconds for which instances that are not wanted any more keep their connections."""
+    leaving: bool = False
+    """Whether it goes with the last of its instances."""
 
 
 class Placement(Document):

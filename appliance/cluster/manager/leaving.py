@@ -3,7 +3,8 @@
 *Owns* the timers, in the manager's event loop. An instance's document says that it leaves, and after how many seconds;
 the time runs from when this manager sees that, so no clock is compared with another's, and a manager that is restarted
 gives an instance its time again. Of several managers the first removes it, which the others then see. One that is
-wanted again meanwhile stays. What cannot be written is tried again after ``AGAIN_S``.
+wanted again meanwhile stays. A service that was undeployed goes with its last instance. What cannot be written is tried
+again after ``AGAIN_S``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Leaving:
         """All documents were read anew."""
         state = self._store.state
         for job in state.jobs():
-            for number in state.numbers(job):
+            document, numbers = state.job(job), state.numbers(job)
+            if document is not None and document.leaving and not numbers:  # somebody stopped in the middle of it
+                self._set(f"instance.{job}.0", AGAIN_S)
+            for number in numbers:
                 instance = state.instance(job, number)
                 if instance is not None and instance.leaving_s:
                     self._set(f"instance.{job}.{number}", instance.leaving_s)

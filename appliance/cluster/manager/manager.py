@@ -64,7 +64,7 @@ class Manager:
         self.outbox = Outbox(reachable(host), port, _tls(settings))
         self.listing = Listing(self.store, self.outbox)
         self.exposing = Exposing(self.store, self.outbox)
-        self.leaving = Leaving(self.store, self.do)
+        self.leaving = Leaving(self.store, self.do_all)
         self.store.changed = self._changed
         self.store.reloaded = self._reloaded
 

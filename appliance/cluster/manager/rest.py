@@ -141,10 +141,15 @@ class Services:
         return descriptor
 
     async def delete(self, request: web.Request) -> web.Response:
-        """Removes a service and all its instances."""
+        """Removes a service and all its instances: 202 and the service if some of them drain before, unless the query
+        says ``now=true``; 204 if it is gone."""
         await self._known(request)
-        await self._manager.do_all(partial(services.remove, request.match_info["job"]))
-        return web.Response(status=204)
+        job, now = request.match_info["job"], request.query.get("now", "false")
+        if now not in ("true", "false"):
+            return _refuse(f"now: expected true or false, got {now}", 400)
+        await self._manager.do_all(partial(services.remove if now == "true" else services.undeploy, job))
+        state = await self._fresh()
+        return web.Response(status=204) if state.job(job) is None else _reply(services.view(state, job), 202)
 
     async def nodes(self, _request: web.Request) -> web.Response:
         """All nodes that were ever heard of."""
@@ -187,8 +192,8 @@ class Existing:
         return _text("job stored succesfully")
 
     async def undeploy(self, request: web.Request) -> web.Response:
-        """Removes a job, if there is one."""
-        await self._manager.do_all(partial(services.remove, request.match_info["job"]))
+        """Removes a job, if there is one; what runs of it drains before, if it was deployed so."""
+        await self._manager.do_all(partial(services.undeploy, request.match_info["job"]))
         return _text("job removed succesfully")
 
     async def update(self, request: web.Request) -> web.Response:

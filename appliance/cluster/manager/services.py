@@ -84,11 +84,12 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     _check_ports(descriptor, state)
     allocation = _Allocation(state)
     job = descriptor.job
-    wanted = Job(service_ips=tuple(_service_ips(plan, descriptor, state, allocation)), names=_names(descriptor))
+    ips = tuple(_service_ips(plan, descriptor, state, allocation))
+    wanted = Job(service_ips=ips, names=_names(descriptor), drain=descriptor.drain)
     numbers = set(state.numbers(job))
     surplus = sorted(number for number in numbers if number >= descriptor.instances)
     missing = [number for number in range(descriptor.instances) if number not in numbers][:STEP]
-    changes = dict(_surplus(descriptor, state, surplus))
+    changes = dict(_parting(job, descriptor.drain, state, surplus))
     changes |= {
         instance_key(job, number): _instance(plan, allocation).model_copy(update=descriptor.of_instance(number))
         for number in missing
@@ -102,25 +103,26 @@ def put(plan: Plan, descriptor: Descriptor, state: State) -> Outcome:
     return Outcome({SERVICES: allocation.pool, **changes}, notices([job], UNDEPLOYMENT if surplus else DEPLOYMENT))
 
 
-def _surplus(descriptor: Descriptor, state: State, numbers: list[int]) -> Iterator[tuple[str, Document | None]]:
+def _parting(job: str, drain: float, state: State, numbers: list[int]) -> Iterator[tuple[str, Document | None]]:
     """A step of what becomes of instances that are not wanted any more: they go, or drain first if they run."""
     left = STEP
     for number in numbers:
-        instance = state.instance(descriptor.job, number)
+        instance = state.instance(job, number)
         if not left or (instance is not None and instance.leaving_s):
             continue
         left -= 1
-        runs = instance is not None and state.live(descriptor.job, number) is not None
-        if instance is None or not descriptor.drain or not runs:
-            yield instance_key(descriptor.job, number), None
+        if instance is None or not drain or state.live(job, number) is None:
+            yield instance_key(job, number), None
         else:
-            news = {"state": "draining", "leaving_s": descriptor.drain}
-            yield instance_key(descriptor.job, number), instance.model_copy(update=news)
+            yield instance_key(job, number), instance.model_copy(update={"state": "draining", "leaving_s": drain})
 
 
 def leave(job: str, number: int, state: State) -> Outcome:
-    """Removes an instance that has drained; nothing if it is gone, or wanted again."""
-    instance = state.instance(job, number)
+    """Removes an instance that has drained, unless it is gone, or wanted again; a step towards the service being gone
+    too, if it leaves and this is the last one."""
+    instance, document = state.instance(job, number), state.job(job)
+    if document is not None and document.leaving and set(state.numbers(job)) <= {number}:
+        return remove(job, state)
     if instance is None or not instance.leaving_s:
         return Outcome()
     changes: dict[str, Document | None] = {SERVICES: state.pool(SERVICES), instance_key(job, number): None}
@@ -192,8 +194,21 @@ def _instance(plan: Plan, allocation: _Allocation) -> Instance:
     return Instance(v4=allocation.assign(plan.service_v4), v6=allocation.assign(plan.instance_v6))
 
 
+def undeploy(job: str, state: State) -> Outcome:
+    """A step towards the service being gone: instances that run drain before, for as long as its descriptor said."""
+    document, numbers = state.job(job), state.numbers(job)
+    if document is None or not document.drain or not any(state.live(job, it) for it in numbers):
+        return remove(job, state)
+    changes = dict(_parting(job, document.drain, state, numbers))
+    if not document.leaving:
+        changes = {job_key(job): document.model_copy(update={"leaving": True}), **changes}
+    if not changes:
+        return Outcome()
+    return Outcome({SERVICES: state.pool(SERVICES), **changes}, notices([job], UNDEPLOYMENT))
+
+
 def remove(job: str, state: State) -> Outcome:
-    """A step towards the service being gone: its instances first, then the rest."""
+    """A step towards the service being gone at once: its instances first, then the rest."""
     if state.job(job) is None:
         return Outcome()
     numbers = state.numbers(job)
@@ -220,6 +235,7 @@ def described(state: State, job: str) -> dict[str, Any]:
         "service_ips": ips,
         "weights": {str(number): it.weight for number, it in stay.items() if it.weight != 1},
         "states": {str(number): it.state for number, it in stay.items() if it.state != "up"},
+        "drain": document.drain,
         **document.names.model_dump(mode="json", exclude_defaults=True),
     }
 
@@ -245,6 +261,7 @@ def preview(plan: Plan, descriptor: Descriptor, state: State) -> list[dict[str, 
         "service_ips": ips,
         "weights": {str(n): it for n, it in sorted(descriptor.weights.items()) if n in numbers and it != 1},
         "states": {str(n): it for n, it in sorted(descriptor.states.items()) if n in numbers and it != "up"},
+        "drain": descriptor.drain,
         **_names(descriptor).model_dump(mode="json", exclude_defaults=True),
     }
     return list(_different(before, after, ""))
@@ -271,6 +288,7 @@ def view(state: State, job: str) -> dict[str, Any]:
     document = state.job(job) or Job()
     return {
         "name": job,
+        "leaving": document.leaving,
         "service_ips": [service_ip.model_dump(mode="json") for service_ip in document.service_ips],
         "instances": [_instance_view(state, job, number, chosen) for number, chosen in effective(state, job).items()],
         "interested": state.interested(job),
