@@ -81,12 +81,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bytes_arrive(build: Build, variant: str) -> None:
-    """Every way through the packet path, out of a node with one worker and out of one with two."""
+def test_bytes_arrive(build: Build, variant: str, long: bool) -> None:
+    """Every way through the packet path, out of a node with one worker and out of one with two. --long: a gigabyte."""
     lab = build(workers=(1, 2), **VARIANTS[variant])
     for family in FAMILIES:
         for direction in DIRECTIONS:
-            transfer(lab, family, "web1", SMALL, direction)
+            transfer(lab, family, "web1", GIGABYTE if long else SMALL, direction)
         transfer(lab, family, "web0", SMALL, "to")
         bursts(lab, instance_ip(lab, lab.plan.web[1], family))
 
