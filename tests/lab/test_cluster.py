@@ -113,11 +113,7 @@ def leftovers_of(lab: Lab) -> list[str]:
 
 
 def test_known_services_go_on_without_the_cluster_and_changes_follow(three: Lab, outage: float) -> None:
-    """What was attached meanwhile is called within SOON_S of the broker's return.
-
-    One call of it may be lost then: its own node learns its instance IP by the same notice as the callers' nodes do,
-    and drops its answers until it has.
-    """
+    """What was attached meanwhile is called within SOON_S of the broker's return, and no call is lost."""
     web2 = three.plan.web[2]
     api = three.api(web2.node)
     api.detach(web2.service, web2.instance)
@@ -135,9 +131,7 @@ def test_known_services_go_on_without_the_cluster_and_changes_follow(three: Lab,
         until(lambda: three.manager.picture().is_up(web2), "web2 is announced", SOON_S)
         time.sleep(1)
     assert lost >= outage
-    failures = [(began - returned, protocol, error) for began, protocol, error in seen.failures]
-    assert [it for it in failures if it[0] < 0] == []
-    assert len(failures) <= 1, failures
+    assert [(began - returned, protocol, error) for began, protocol, error in seen.failures] == []
     assert seen.answers["web2"][0] - returned < SOON_S
 
 
