@@ -285,7 +285,7 @@ def test_an_undeployed_service_drains(scene: Scene) -> None:
     with subprocess.Popen(program) as holding, ExitStack() as stack:
         stack.callback(holding.kill)
         scene.manager.deploy(JOB, 2)
-        until(lambda: scene.opened(three) == set(), "no port")
+        until(lambda: scene.opened(three) == set() and str(PORT) not in rules(three), "no port, and no rule of one")
         before = rules(three)
         scene.manager.deploy(JOB, 1, exposed=[{"port": PORT + 1, "to": 82}], drain=4)
         until(lambda: scene.opened(three) == {PORT + 1}, "the port is open")
