@@ -45,6 +45,23 @@ def test_a_supervisor_killed_at_any_command_leaves_what_the_next_one_makes_right
     is_gone(node, manager, container, clean)
 
 
+def test_an_attachment_that_cannot_be_repaired_is_withdrawn_with_its_ports(hub: World) -> None:
+    manager, container, node = hub.manager(), hub.container(), hub.member(ONE)
+    manager.deploy(JOB, 1)
+    ready(node.start("tests.supervisor.failing", 1))
+    node.api.attach(JOB, 0, {"netns": container.name}, "8080:80")
+    is_whole(node, manager, container)
+    container.command("ip", "route", "del", "default")  # something to repair
+    with pytest.raises(ApiError, match="injected"):
+        node.api.attach(JOB, 0, {"netns": container.name}, "8080:80;8081:81")
+    assert node.api.attachments() == []
+    assert node.api.status()["firewall"]["ports"] == 0
+    until(lambda: manager.service(JOB)["instances"][0]["status"] != "up", "the cluster has it no more")
+    node.api.attach(JOB, 0, {"netns": container.name}, "8080:80")
+    is_whole(node, manager, container)
+    assert node.api.status()["firewall"]["ports"] == 1
+
+
 def start(node: Node, after: int = 0) -> None:
     """A supervisor that is a member; one that dies after so many commands, if that is not 0."""
     node.start("tests.supervisor.dying" if after else "appliance", after)
