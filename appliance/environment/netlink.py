@@ -16,8 +16,10 @@ Kept in mind about pyroute2 and rtnetlink:
 - `netns=` of AsyncIPRoute forks a process, and makes the namespace if there is none: not used.
 """
 
+import asyncio
 import errno
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from ipaddress import ip_interface, ip_network
@@ -40,12 +42,15 @@ from appliance.environment.plan import Command, Link, Place
 SYSCTL_ROOT: Final = Path("/proc/sys")
 DUMP_ATTEMPTS: Final = 20
 """Other programs change links too; a dump takes milliseconds, so that 20 misses mean something is wrong."""
+CARRIER_S: Final = 5.0
+"""The kernel puts a carrier into force within milliseconds, or within a second if it has done so for many links."""
+CARRIER_POLL_S: Final = 0.001
 
 _MAIN_TABLE: Final = 254
 _SKIP_STATS: Final = 1 << 3  # RTEXT_FILTER_SKIP_STATS: half of a link's description, unused here
 _NODAD: Final = 0x02  # IFA_F_NODAD
 _UP: Final = 0x1  # IFF_UP
-_LOWER_UP: Final = 0x10000  # IFF_LOWER_UP
+_RUNNING: Final = 0x40  # IFF_RUNNING: the carrier that IFF_LOWER_UP tells of is in force (netif_oper_up)
 _CLONED: Final = 0x200  # RTM_F_CLONED: an entry of the kernel's cache, no route
 _UNIVERSE_SCOPE: Final = 0  # RT_SCOPE_UNIVERSE
 _LINK_SCOPE: Final = 253  # RT_SCOPE_LINK
@@ -236,6 +241,8 @@ class Executor:
                 await self._set(Place.NODE, link, master=await node.index(bridge))
             case plan.SetUp(place, link):
                 await self._set(place, link, state="up")
+            case plan.AwaitCarrier(place, link):
+                await self._carrier(place, link)
             case plan.EnableGro(link):
                 node.enable_gro(link)
             case plan.Guard(link, addresses):
@@ -325,6 +332,14 @@ class Executor:
         kernel = self._kernel(place)
         await kernel.ipr.link("set", index=await self._index(place, link), **values)
 
+    async def _carrier(self, place: Place, link: str) -> None:
+        """Linux 6.8 and later see to it when asked for the link."""
+        kernel, deadline = self._kernel(place), time.monotonic() + CARRIER_S
+        while (found := await kernel.link(link)) is None or not found.carrier:
+            if time.monotonic() > deadline:
+                raise OSError(errno.ENETDOWN, f"expected to pass packets within {CARRIER_S:g} s")
+            await asyncio.sleep(CARRIER_POLL_S)
+
     async def _address(self, verb: str, place: Place, link: str, interface: IPInterface) -> None:
         kernel = self._kernel(place)
         flags = {"flags": _NODAD} if interface.version == 6 and verb == "add" else {}
@@ -410,7 +425,7 @@ def _link(message: Message) -> Link:
         alias=message.get("ifalias", ""),
         peer=message.get("link", 0),
         peer_namespace=message.get("link_netnsid", -1),
-        carrier=bool(message["flags"] & _LOWER_UP),
+        carrier=bool(message["flags"] & _RUNNING),
     )
 
 

@@ -104,6 +104,15 @@ class SetUp:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitCarrier:
+    """Waits until a link that is up, as its other end is, passes packets. The kernel sees to that a little later, by
+    itself (net/core/link_watch.c): until then a bridge drops what is for this port, and the link what is sent."""
+
+    place: Place
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
 class EnableGro:
     """Joins segments that arrive on a link: a container without offloads then costs a fifth."""
 
@@ -179,6 +188,7 @@ Command = (
     | SetTxQueueLength
     | SetMaster
     | SetUp
+    | AwaitCarrier
     | EnableGro
     | Guard
     | SetRecord
@@ -215,7 +225,7 @@ class Link:
     alias: str = ""
     peer: int = 0
     peer_namespace: int = -1
-    carrier: bool = False  # of a pair's end: both ends are up
+    carrier: bool = False  # it passes packets; of a pair's end: both ends are up, and the kernel has taken note
 
     @property
     def record(self) -> Record | None:
@@ -568,7 +578,8 @@ def _link_sysctls(wanted: AttachmentWanted, actual: AttachmentActual) -> Iterato
 
 
 def _inside(wanted: AttachmentWanted, actual: AttachmentActual) -> Iterator[Command]:
-    """A container reaches its own addresses through its loopback link, so that must be up too."""
+    """A container reaches its own addresses through its loopback link, so that must be up too. Whoever is told of the
+    attachment may call it at once: a first packet that is dropped costs a second."""
     if actual.veth is None or not actual.veth.up:
         yield SetUp(Place.NODE, wanted.veth)
     if not actual.loopback_up:
@@ -582,6 +593,9 @@ def _inside(wanted: AttachmentWanted, actual: AttachmentActual) -> Iterator[Comm
         for destination in _destinations(gateway, wanted.overlay, actual.defaults):
             if destination not in actual.routes:
                 yield AddRoute(Place.CONTAINER, wanted.interface, destination, gateway)
+    if actual.veth is None or not actual.veth.carrier:
+        yield AwaitCarrier(Place.NODE, wanted.veth)
+        yield AwaitCarrier(Place.CONTAINER, wanted.interface)
 
 
 def _destinations(gateway: IPAddress, overlay: Iterable[IPNetwork], defaults: Collection[int]) -> list[IPNetwork]:

@@ -1,9 +1,14 @@
 """The manager in a real kernel. `ip` and `ethtool` tell what came of it."""
 
 import asyncio
+import fcntl
 import os
+import socket
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,10 @@ from tests.environment.settings import SERVICE, attach, config, converged
 pytestmark = pytest.mark.root
 
 MakeNetns = Callable[[], Netns]
+
+ATTACHED_IN_TURN = 20
+SIOCGIFFLAGS = 0x8913
+IFF_RUNNING = 0x40
 
 
 def addresses(namespace: Netns, link: str) -> set[str]:
@@ -272,6 +281,54 @@ def test_the_link_local_address_is_there_at_once(node: Netns, container: Netns) 
     (link,) = node.run(main)
     (address,) = [it for it in link["addr_info"] if it["scope"] == "link"]
     assert not address.get("tentative")
+
+
+def test_an_attached_container_can_be_called_at_once(node: Netns, container: Netns) -> None:
+    """A link's carrier comes into force some time after both ends are up, later if the kernel has much to do with
+    links. Whoever called the container meanwhile would lose its first packet, and a second."""
+    running = []
+
+    def note(command: Command) -> None:
+        if isinstance(command, SetRecord):
+            running.append(is_running(command.link))
+
+    async def main() -> None:
+        manager = await converged()
+        manager.fault_point = note
+        for number in range(ATTACHED_IN_TURN):
+            await attach(manager, container, number)
+            await manager.detach(SERVICE, number)
+
+    with busy_links(node):
+        node.run(main)
+    assert running == [True] * ATTACHED_IN_TURN
+
+
+def is_running(link: str) -> bool:
+    """Whether the carrier is in force. Asked over netlink for one link, the kernel would see to it first."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16sh22x", link.encode(), 0))
+    return bool(struct.unpack("16sh22x", answer)[1] & IFF_RUNNING)
+
+
+@contextmanager
+def busy_links(node: Netns) -> Iterator[None]:
+    """Other links come and go, in this namespace, while the block runs."""
+    done = threading.Event()
+
+    def come_and_go(name: str) -> None:
+        while not done.is_set():
+            for verb in (["add", name, "type", "veth", "peer", f"{name}p"], ["set", name, "up"], ["del", name]):
+                node.ip("link", *verb)
+
+    with ThreadPoolExecutor() as pool:
+        tasks = [pool.submit(come_and_go, f"busy{number}") for number in range(3)]
+        try:
+            yield
+        finally:
+            done.set()
+        for task in tasks:
+            task.result()
 
 
 def test_attach_by_pid_and_by_path(node: Netns, make_netns: MakeNetns) -> None:

@@ -14,6 +14,7 @@ from appliance.environment.plan import (
     AddRoute,
     AttachmentActual,
     AttachmentWanted,
+    AwaitCarrier,
     Command,
     CreateBridge,
     CreateVeth,
@@ -48,7 +49,9 @@ FRESH_TUN = Link("tun", 7, kind="tun", mtu=1500, txqueuelen=500)
 FRESH = NodeActual(ipv6=True, tun=FRESH_TUN, sysctls={"net/ipv4/ip_forward": "0"})
 RECORD = "edge1 web 0 eth0 10.18.0.2 fc00::2 name:web"
 VETH = names.veth_name("web", 0)
-WHOLE_VETH = Link(VETH, 12, kind="veth", up=True, mtu=1450, master=9, group=plan.LINK_GROUP, alias=RECORD, peer=3)
+WHOLE_VETH = Link(
+    VETH, 12, kind="veth", up=True, carrier=True, mtu=1450, master=9, group=plan.LINK_GROUP, alias=RECORD, peer=3
+)
 OWN = (ip_address("10.18.0.2"), ip_address("fc00::2"))
 WHOLE_BRIDGE = Link("br", 9, kind="bridge", up=True, mtu=1450, group=plan.LINK_GROUP)
 WHOLE = NodeActual(
@@ -261,6 +264,8 @@ FROM_NOTHING: list[Command] = [
     AddAddress(CONTAINER, "eth0", ip_interface("fc00::2/120")),
     AddRoute(CONTAINER, "eth0", ip_network("0.0.0.0/0"), ip_address("10.18.0.1")),
     AddRoute(CONTAINER, "eth0", ip_network("::/0"), ip_address("fc00::1")),
+    AwaitCarrier(NODE, VETH),
+    AwaitCarrier(CONTAINER, "eth0"),
     SetRecord(VETH, RECORD),
 ]
 
@@ -337,7 +342,7 @@ def test_a_command_in_words() -> None:
     assert plan.describe(FROM_NOTHING[0]) == (
         f"CreateVeth link={VETH} bridge=br peer=eth0 mac=02:ea:0a:12:00:02 mtu=1450"
     )
-    assert plan.describe(FROM_NOTHING[-2]) == ("AddRoute place=container link=eth0 destination=::/0 gateway=fc00::1")
+    assert plan.describe(FROM_NOTHING[-4]) == ("AddRoute place=container link=eth0 destination=::/0 gateway=fc00::1")
 
 
 @pytest.mark.parametrize("mtu", [1280, 1450, 1500, 8950])
