@@ -134,13 +134,14 @@ def naming(output: Path | None) -> None:
 @click.option(
     "--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="Brokers that keep a message."
 )
+@click.option("--managers", type=click.IntRange(1, 5), default=1, show_default=True, help="In one queue group.")
 @OUTPUT
-def storm(nodes: int, services: int, qos: int, brokers: int, replicas: int, output: Path | None) -> None:
-    """Simulated nodes and services against one cluster service manager."""
+def storm(nodes: int, services: int, qos: int, brokers: int, replicas: int, managers: int, output: Path | None) -> None:
+    """Simulated nodes and services against cluster service managers."""
     from perf.storm import Setting
     from perf.storm import measure as measure_storm
 
-    _finished(measure_storm(Setting(nodes, services, qos, brokers, replicas), _say), output)
+    _finished(measure_storm(Setting(nodes, services, qos, brokers, replicas, managers), _say), output)
 
 
 @main.command()

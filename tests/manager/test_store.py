@@ -1,8 +1,9 @@
 """The mirror: what it costs the broker to keep it, and when it is made anew. Operations are counted, not timed."""
 
 import asyncio
+import gc
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,6 +85,13 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEED_S", KEYS * PAUSE_S / 2)
 
 
+@pytest.fixture(autouse=True)
+def _thawed() -> Iterator[None]:
+    """The process of the tests keeps nothing of this from its collector."""
+    yield
+    gc.unfreeze()
+
+
 def test_a_feed_that_is_behind_and_moves_is_waited_for() -> None:
     """50,000 documents take longer than FEED_S to read: made anew each time that is over, the mirror never ended."""
 
@@ -138,6 +146,24 @@ def test_a_marker_that_was_dropped_before_the_feed_began_is_not_waited_for() -> 
         await store.catch_up()
         assert len(store.state.jobs()) == KEYS + 1
         assert stream.asked["feed"] == 1
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_the_garbage_collector_does_not_walk_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "YOUNG_MAX", 10)
+
+    async def main() -> None:
+        stream = Stream()
+        store = _store(stream)
+        await store.reload()
+        for _ in range(10):
+            stream.write()
+            await store.catch_up()
+        walked = {id(it) for it in gc.get_objects()}
+        assert len(store.state.jobs()) == KEYS + 10
+        assert not [job for job in store.state.jobs() if id(store.state.job(job)) in walked]
         await store.close()
 
     asyncio.run(main())

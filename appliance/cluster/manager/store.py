@@ -14,12 +14,18 @@ A new connection, and a feed that has stalled for FEED_S, make the mirror anew. 
 waited for, however long it takes: reading all anew is the longest way to what it already brings. Deletions leave a
 marker that the server drops after MARKER_S, far later than any feed stays behind.
 
+Python's collector of cyclic garbage walks all objects that it knows of, the whole mirror included, in every full
+collection: 0.4 s with 100,000 documents, in which nobody is answered. Documents form no cycles, so the collector is
+told to leave alone what has come (`gc.freeze`), each time that YOUNG_MAX more have; a document that is replaced is
+freed as before, by its count. A new mirror begins with everything back under the collector's eyes.
+
 What is written is on the disk of the broker before `commit` returns, if the broker synchronises always, as ours does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -48,6 +54,8 @@ READ_S = 1.0
 """How long the broker may take to answer a question. One that was lost with its connection is asked again."""
 COMMIT_S = 5.0
 """How long a transaction may take. After that its fate is unknown, and a newer mirror tells it."""
+YOUNG_MAX = 5_000
+"""Documents of the feed that the collector of cyclic garbage may know: it walks them in some 20 ms."""
 CONFLICTS = frozenset({10071, 10164})
 """JSStreamWrongLastSequenceErrF and …ConstantErr of nats-server."""
 OPERATION = "KV-Operation"
@@ -75,6 +83,7 @@ class Store:
         self._seen = 0
         self._connection = 0
         self._unreadable: DocumentError | None = None
+        self._young = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self.changed: Callable[[str, Document | None, Document | None], None] = lambda _key, _before, _after: None
         """Told of each document of the feed: what the mirror had before, and has now."""
@@ -119,6 +128,7 @@ class Store:
     async def reload(self) -> None:
         """Makes the mirror anew. Raises UnavailableError; the old mirror then stays, and is as old as it is."""
         await self.close()
+        gc.unfreeze()
         state, self._seen, self._unreadable = State(), 0, None
         self._connection = self._client.stats["reconnects"]
         try:
@@ -129,6 +139,7 @@ class Store:
             raise UnavailableError(f"mirror of {self._stream}: {error!r}") from error
         self._seen = max(self._seen, count)  # of what lies between, nothing was left when the newest was looked for
         self.state = state
+        self._settle()
         self.reloaded()
 
     async def _subscribe(self, state: State) -> Any:
@@ -191,6 +202,15 @@ class Store:
             self._unreadable = error
         self._seen = revision
         self._wake()
+        self._young += 1
+        if self._young >= YOUNG_MAX:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Takes what has come so far out of the garbage collector's sight."""
+        self._young = 0
+        gc.collect()
+        gc.freeze()
 
     def _wake(self) -> None:
         still = []
