@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from pydantic import ValidationError
@@ -141,7 +141,7 @@ def storm(nodes: int, services: int, qos: int, brokers: int, replicas: int, mana
     from perf.storm import Setting
     from perf.storm import measure as measure_storm
 
-    _finished(measure_storm(Setting(nodes, services, qos, brokers, replicas, managers), _say), output)
+    _finished(measure_storm(Setting(**setting), _say), output)
 
 
 @main.command()

@@ -269,6 +269,8 @@ class Setting:
     brokers: int = 1
     replicas: int = 1
     managers: int = 1
+    sync: str = "always"
+    """When the broker of its own writes to the disk, as `appliance cluster run --sync`."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -279,6 +281,7 @@ class Setting:
             "nodes subscribe with QoS": f"{self.qos}",
             **({"brokers": kept} if self.brokers > 1 else {}),
             **({"managers": f"{self.managers}"} if self.managers > 1 else {}),
+            **({"broker writes to the disk every": self.sync} if self.sync != "always" else {}),
         }
 
 
@@ -297,7 +300,8 @@ async def storm(setting: Setting) -> AsyncIterator[tuple[Storm, dict[str, int]]]
 def _started(own: Cluster, setting: Setting) -> tuple[list[Manager], list[int], dict[str, int]]:
     """Managers, their brokers' MQTT ports, and the brokers' processes by name."""
     if setting.brokers == 1:
-        managers = [own.manager(*OPTIONS, own_broker=number == 0) for number in range(setting.managers)]
+        options = (*OPTIONS, "--sync", setting.sync)
+        managers = [own.manager(*options, own_broker=number == 0) for number in range(setting.managers)]
         return managers, [own.mqtt], {"broker": own.server_pid()}
     servers, managers = brokers.start(own.directory, own.stack, setting.brokers, setting.replicas), []
     for number in reversed(range(setting.managers)):  # the first broker is then the one that is asked later
