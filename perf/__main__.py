@@ -135,12 +135,15 @@ def naming(output: Path | None) -> None:
     "--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="Brokers that keep a message."
 )
 @click.option("--managers", type=click.IntRange(1, 5), default=1, show_default=True, help="In one queue group.")
+@click.option("--sync", default="always", show_default=True, help="When one broker writes to the disk.")
 @OUTPUT
-def storm(nodes: int, services: int, qos: int, brokers: int, replicas: int, managers: int, output: Path | None) -> None:
+def storm(output: Path | None, **setting: Any) -> None:
     """Simulated nodes and services against cluster service managers."""
     from perf.storm import Setting
     from perf.storm import measure as measure_storm
 
+    if setting["brokers"] > 1 and setting["sync"] != "always":
+        raise click.UsageError("--sync: expected with one broker only")
     _finished(measure_storm(Setting(**setting), _say), output)
 
 
