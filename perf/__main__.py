@@ -374,5 +374,23 @@ def report_(file: Path, into: Path | None, name: str, check: bool) -> None:
     sys.exit(_status(result, check))
 
 
+@main.command("pages")
+@click.option("--check", is_flag=True, help="Write nothing; fail if a block differs from its files.")
+def pages_(check: bool) -> None:
+    """Write what README and docs/benchmarks.md show of the committed result files."""
+    from perf import pages
+
+    try:
+        if not check:
+            pages.write()
+            return
+        different = list(pages.differing())
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    for sentence in different:
+        click.echo(sentence, err=True)
+    sys.exit(int(bool(different)))
+
+
 if __name__ == "__main__":
     main()
