@@ -22,6 +22,10 @@ SHORT: Final = ("tcp1", "tcp4", "udp64-flows", "rr", "open", "connect")
 """Scenarios of the README's table: what is faster than VXLAN, and what is slower."""
 
 
+DETAILS: Final = ("memory then", "time of one")
+"""Facts that are left out where studies stand beside each other."""
+
+
 @dataclass(frozen=True)
 class Block:
     """What stands between the marks of that name in a page, and the files that it is written from."""
@@ -49,12 +53,14 @@ def _study(files: tuple[Path, ...]) -> str:
 
 
 def _beside(files: tuple[Path, ...]) -> str:
-    """Studies of one kind, a column each: their commands, then the facts that any of them has."""
+    """Studies of one kind, a column each: their commands, then the facts in which they differ, without DETAILS."""
     studies = {file.stem: Study.load(file) for file in files}
     commands = "\n".join(f"- {name}: `{it.command}`, commit {it.machine['commit']}" for name, it in studies.items())
     facts = {name: {fact.what: fact.value for fact in it.facts} for name, it in studies.items()}
     what = dict.fromkeys(fact for each in facts.values() for fact in each)
-    rows = "".join(f"| {it} | {' | '.join(each.get(it, report.NOTHING) for each in facts.values())} |\n" for it in what)
+    cells = {it: [each.get(it, report.NOTHING) for each in facts.values()] for it in what}
+    shown = {it: row for it, row in cells.items() if len(set(row)) > 1 and not any(word in it for word in DETAILS)}
+    rows = "".join(f"| {it} | {' | '.join(row)} |\n" for it, row in shown.items())
     return f"{commands}\n\n| | {' | '.join(studies)} |\n|---|{'--:|' * len(studies)}\n{rows}"
 
 
