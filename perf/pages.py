@@ -1,7 +1,8 @@
 """What pages show of committed result files, and that they show just that.
 
-A block of a page lies between two marks, lines of HTML comment, and is written from files in `perf/results`, never by
-hand: so each number there has a file, and the file has the command that made it. `make check` compares."""
+A block of a page lies between two marks, lines of HTML comment, or is a section of the page of figures. It is written
+from files in `perf/results`, never by hand: so each number there has a file, and the file has the command that made
+it. `make check` compares."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from perf import report
+from perf import report, sections
 from perf.results import Result
 from perf.study import Study
 
 ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = Path("perf/results")
-README, BENCHMARKS = Path("README.md"), Path("docs/benchmarks.md")
+README, BENCHMARKS, FIGURES = Path("README.md"), Path("docs/benchmarks.md"), Path("docs/figures/index.html")
 STUDIES: Final = ("calibrate", "path", "tables", "naming", "latency", "loss", "storm")
 SHORT: Final = ("tcp1", "tcp4", "udp64-flows", "rr", "open", "connect")
 """Scenarios of the README's table: what is faster than VXLAN, and what is slower."""
@@ -34,10 +35,11 @@ class Block:
     name: str
     files: tuple[Path, ...]
     render: Callable[[tuple[Path, ...]], str]
+    between: Callable[[str, str, str], str] = report.between
 
     def inserted(self, page: str) -> str:
         """The page with this block as its files want it. Raises ValueError, OSError, pydantic.ValidationError."""
-        return report.between(page, self.name, self.render(tuple(ROOT / it for it in self.files)))
+        return self.between(page, self.name, self.render(tuple(ROOT / it for it in self.files)))
 
 
 def _comparison(files: tuple[Path, ...]) -> str:
@@ -50,6 +52,11 @@ def _short(files: tuple[Path, ...]) -> str:
 
 def _study(files: tuple[Path, ...]) -> str:
     return Study.load(files[0]).markdown()
+
+
+def _section(files: tuple[Path, ...]) -> str:
+    path = files[0]
+    return sections.section(Study.load(path) if path.stem in STUDIES else Result.load(path))
 
 
 def _beside(files: tuple[Path, ...]) -> str:
@@ -73,6 +80,8 @@ BLOCKS: Final = (
     Block(BENCHMARKS, "results", (RESULTS / "systems.json",), _comparison),
     Block(BENCHMARKS, "modes", (RESULTS / "modes.json",), _comparison),
     *(Block(BENCHMARKS, f"study {name}", (RESULTS / f"{name}.json",), _study) for name in STUDIES),
+    Block(FIGURES, "systems compared", (RESULTS / "systems.json",), _section, sections.between),
+    *(Block(FIGURES, name, (RESULTS / f"{name}.json",), _section, sections.between) for name in STUDIES),
     Block(BENCHMARKS, "storm and disk", _storms("5000", "sync"), _beside),
     Block(BENCHMARKS, "storm and managers", _storms("1manager", "2managers", "2brokers"), _beside),
     Block(BENCHMARKS, "storm and brokers", _storms("1broker", "3brokers", "3replicas"), _beside),
