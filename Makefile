@@ -23,9 +23,10 @@ lab: $(WARM) ## a cluster, two nodes, one service with an instance on each, a cl
 test: $(WARM) ## all tests; those that need root are skipped, and counted, without it
 	$(BIN)/pytest -n 2 --dist loadscope
 
-check: $(INSTALLED) ## ruff and mypy
+check: $(INSTALLED) ## ruff, mypy, and that README and docs/benchmarks.md show what the result files have
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m perf pages --check
 
 perf: $(WARM) ## direct routing, kernel VXLAN, the appliance and others that are installed; PERF=--quick
 	$(BIN)/python -m perf run $(PERF)
@@ -57,6 +58,7 @@ perf-results: $(WARM) ## every result that docs/benchmarks.md shows, its figures
 	  measured $$study $$options --output $(RESULTS)/$$study.json; \
 	  measured report $(RESULTS)/$$study.json --into $(PAGE); \
 	done; \
+	test $(RESULTS) != perf/results || measured pages; \
 	measured plot $$(ls $(RESULTS)/systems.json $(STUDIES:%=$(RESULTS)/%.json) 2> /dev/null) --into $(FIGURES); \
 	test -z "$$failed" || { echo "perf-results: failed, all else is done:$$failed" >&2; exit 1; }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from pydantic import ValidationError
@@ -134,13 +134,17 @@ def naming(output: Path | None) -> None:
 @click.option(
     "--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="Brokers that keep a message."
 )
+@click.option("--managers", type=click.IntRange(1, 5), default=1, show_default=True, help="In one queue group.")
+@click.option("--sync", default="always", show_default=True, help="When one broker writes to the disk.")
 @OUTPUT
-def storm(nodes: int, services: int, qos: int, brokers: int, replicas: int, output: Path | None) -> None:
-    """Simulated nodes and services against one cluster service manager."""
+def storm(output: Path | None, **setting: Any) -> None:
+    """Simulated nodes and services against cluster service managers."""
     from perf.storm import Setting
     from perf.storm import measure as measure_storm
 
-    _finished(measure_storm(Setting(nodes, services, qos, brokers, replicas), _say), output)
+    if setting["brokers"] > 1 and setting["sync"] != "always":
+        raise click.UsageError("--sync: expected with one broker only")
+    _finished(measure_storm(Setting(**setting), _say), output)
 
 
 @main.command()
@@ -368,6 +372,24 @@ def report_(file: Path, into: Path | None, name: str, check: bool) -> None:
     else:
         into.write_text(report.inserted(into.read_text(), result, name))
     sys.exit(_status(result, check))
+
+
+@main.command("pages")
+@click.option("--check", is_flag=True, help="Write nothing; fail if a block differs from its files.")
+def pages_(check: bool) -> None:
+    """Write what README and docs/benchmarks.md show of the committed result files."""
+    from perf import pages
+
+    try:
+        if not check:
+            pages.write()
+            return
+        different = list(pages.differing())
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    for sentence in different:
+        click.echo(sentence, err=True)
+    sys.exit(int(bool(different)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Needs matplotlib: `pip install -e '.[perf]'`."""
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,10 +15,10 @@ from cycler import cycler
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from perf import report
 from perf.compare import LESS_IS_BETTER
 from perf.results import BASELINE, Result, Spread
 from perf.scenarios import SCENARIOS, Scenario
+from perf.sections import section
 from perf.study import Curve, Figure, Study
 
 SIZE: Final = (7.0, 4.2)
@@ -135,26 +134,6 @@ solid #ddd } code { white-space: pre-wrap } """
 def page(results: list[Result | Study], figures: list[tuple[str, str]]) -> str:
     """One page of HTML that needs nothing else."""
     drawings = "\n".join(f"<figure>{svg}</figure>" for _title, svg in figures)
-    tables = "\n".join(_section(it) for it in results)
+    tables = "\n".join(section(it) for it in results)
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Benchmarks</title><style>{STYLE}</style>"
     return f"{head}<h1>Benchmarks</h1>\n{drawings}\n{tables}</html>\n"
-
-
-def _section(result: Result | Study) -> str:
-    """The command, the machine and the numbers of a file."""
-    machine = ", ".join(f"{key} {value}" for key, value in result.machine.items())
-    head = (
-        f"<p><code>{html.escape(result.command)}</code>, {result.started:%Y-%m-%d %H:%M} UTC<br>{html.escape(machine)}"
-    )
-    if isinstance(result, Study):
-        return (
-            f"<h2>{html.escape(result.name)}</h2>{head}{_table(('', ''), ((it.what, it.value) for it in result.facts))}"
-        )
-    grids = (f"<h3>{html.escape(it.title)}</h3>{_table(it.head, it.rows)}" for it in report.grids(result))
-    return f"<h2>systems compared</h2>{head}{''.join(grids)}"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = ["".join(f"<th>{html.escape(cell)}" for cell in head)]
-    lines += ["".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}" for line in lines) + "</table>"

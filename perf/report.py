@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perf.compare import CONFIDENCE, Change
+from perf.compare import CONFIDENCE, LESS_IS_BETTER, Change
 from perf.results import BASELINE, Memory, Result, Spread
-from perf.scenarios import SCENARIOS
+from perf.scenarios import SCENARIOS, Scenario
 from perf.thresholds import SYSTEM, Verdict, judge
 
 NOTHING = "–"
@@ -20,7 +20,7 @@ RESULTS = "results"
 
 def marks(name: str) -> tuple[str, str]:
     """The lines around a result in a page."""
-    return f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    return f"<!-- {name} -->\n", f"<!-- end of {name.removeprefix('study ')} -->\n"
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,35 @@ def _markdown(grid: Grid) -> str:
     return f"**{grid.title}**\n\n{table}\n"
 
 
+def short(result: Result, scenarios: Iterable[str]) -> str:
+    """The first metric of some scenarios on the baseline and the appliance, as Markdown, and the command."""
+    head = ("", BASELINE, SYSTEM, f"{SYSTEM} / {BASELINE}")
+    rows = tuple(_short_row(result, scenario) for scenario in SCENARIOS if scenario.name in set(scenarios))
+    table = _markdown(Grid("", head, rows)).partition("\n\n")[2]
+    return f"{table}\n`{result.command}`, commit {result.machine.get('commit', 'unknown')}.\n"
+
+
+def _short_row(result: Result, scenario: Scenario) -> tuple[str, ...]:
+    metric = scenario.metrics[0]
+    medians = [result.spread(scenario.name, system, metric.key) for system in (BASELINE, SYSTEM)]
+    ratio = result.ratio(scenario.name, SYSTEM, metric.key)
+    numbers = [NOTHING if it is None else f"{it.median:.{metric.digits}f}" for it in medians]
+    better = "less" if metric.unit in LESS_IS_BETTER else "more"
+    name = f"{scenario.sentence}, {metric.unit} ({better} is better)"
+    return name, *numbers, NOTHING if ratio is None else f"{ratio.median:.2f}"
+
+
 def inserted(page: str, result: Result, name: str = RESULTS) -> str:
     """A page with the text between the marks of that name replaced by a result. Raises ValueError for a page without
     them."""
+    return between(page, name, markdown(result))
+
+
+def between(page: str, name: str, text: str) -> str:
+    """A page with what is between the marks of that name replaced. Raises ValueError for a page without them."""
     begin, end = marks(name)
     before, found, rest = page.partition(begin)
     _old, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"expected the marks {begin.strip()} and {end.strip()}")
-    return f"{before}{begin}{markdown(result)}{end}{after}"
+    return f"{before}{begin}{text}{end}{after}"

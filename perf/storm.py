@@ -12,6 +12,7 @@ Phases, one after the other:
 4. followers  all nodes ask for one service, and subscribe to its notices
 5. notices    that service changes CHANGES times; each node notes when it heard, asks at once, as nodes do, and notes
               when it had the answer
+6. join       one more manager starts, and has read all that is stored when it is ready
 
 A phase ends after PHASE_S seconds, done or not: the number that it reached is the result then, and what follows goes
 on with that. So the study also tells where it breaks. A piece of work that fails is counted by the error's name."""
@@ -39,7 +40,7 @@ import uvloop
 from perf import brokers, meter
 from perf.load import mqtt
 from perf.study import Study, study
-from tests.manager.processes import Cluster, Manager, cluster
+from tests.manager.processes import READY_S, Cluster, Manager, cluster
 
 PHASE_S: Final = 120.0
 SETTLE_S: Final = 60.0
@@ -152,16 +153,16 @@ class Node:
         assert self._session is not None
         await self._session.publish(f"nodes/{self.name}/net/{kind}", orjson.dumps(payload))
 
-    async def ask(self, kind: str, payload: dict[str, Any], answer: str) -> bytes:
-        """Publishes, and waits for the answer. Raises OSError, TimeoutError."""
+    async def ask(self, kind: str, payload: dict[str, Any], answer: str, patience: float = ANSWER_S) -> bytes:
+        """Publishes, and waits for the answer for so many seconds. Raises OSError, TimeoutError."""
         future = self.next(answer)
         await self.say(kind, payload)
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(patience):
             return await future
 
-    async def query(self, name: str) -> list[Any]:
+    async def query(self, name: str, patience: float = ANSWER_S) -> list[Any]:
         """The instances of a service, which this node follows from then on. Raises OSError, TimeoutError."""
-        answer = await self.ask("tablequery/request", {"sname": name, "sip": ""}, ANSWERS)
+        answer = await self.ask("tablequery/request", {"sname": name, "sip": ""}, ANSWERS, patience)
         return list(orjson.loads(answer)["instance_list"])
 
     async def announce(self, name: str, nth: int) -> None:
@@ -194,14 +195,14 @@ class Storm:
     """The nodes, and what they have done so far."""
 
     def __init__(
-        self, ports: list[int], manager: Manager, stack: AsyncExitStack, http: aiohttp.ClientSession, qos: int
+        self, own: Cluster, ports: list[int], manager: Manager, stack: AsyncExitStack, http: aiohttp.ClientSession
     ) -> None:
-        self._ports, self._manager, self._stack, self._http, self._qos = ports, manager, stack, http, qos
+        self._own, self._ports, self._manager, self._stack, self._http = own, ports, manager, stack, http
         self.nodes: list[Node] = []
 
-    async def register(self, number: int) -> None:
+    async def register(self, number: int, qos: int) -> None:
         """A node that connects and gets its subnets."""
-        node = Node(number, self._qos)
+        node = Node(number, qos)
         self._stack.callback(node.close)
         await node.connect(self._ports[number % len(self._ports)])
         self.nodes.append(node)
@@ -222,7 +223,7 @@ class Storm:
         """Waits until a service has its instance in the tables; whether that came within SETTLE_S."""
         try:
             async with asyncio.timeout(SETTLE_S):
-                while not await self.nodes[-1].query(name):  # noqa: ASYNC110  # another process
+                while not await self.nodes[-1].query(name, SETTLE_S):  # noqa: ASYNC110  # another process
                     await asyncio.sleep(0.1)
         except TimeoutError:
             return False
@@ -246,10 +247,20 @@ class Storm:
         await asyncio.gather(*waiting, return_exceptions=True)
         return heard
 
+    async def join(self) -> str:
+        """How long another manager takes to start on what is stored, in words."""
+        began = time.monotonic()
+        try:
+            await asyncio.to_thread(self._own.manager, *OPTIONS, own_broker=False)
+        except AssertionError:
+            return f"not within {READY_S:g} s"
+        return f"{time.monotonic() - began:.1f} s"
+
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated. With ``brokers`` of more than one they are a cluster, each stream on ``replicas`` of them."""
+    """What is simulated. With ``brokers`` of more than one they are a cluster, each stream on ``replicas`` of them, and
+    ``managers`` are spread over them."""
 
     nodes: int
     services: int
@@ -257,6 +268,9 @@ class Setting:
     """Of the nodes' subscriptions: 0 as our nodes, 1 as existing ones."""
     brokers: int = 1
     replicas: int = 1
+    managers: int = 1
+    sync: str = "always"
+    """When the broker of its own writes to the disk, as `appliance cluster run --sync`."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -266,6 +280,8 @@ class Setting:
             "nodes, services": f"{self.nodes:,}, {self.services:,}",
             "nodes subscribe with QoS": f"{self.qos}",
             **({"brokers": kept} if self.brokers > 1 else {}),
+            **({"managers": f"{self.managers}"} if self.managers > 1 else {}),
+            **({"broker writes to the disk every": self.sync} if self.sync != "always" else {}),
         }
 
 
@@ -274,28 +290,31 @@ async def storm(setting: Setting) -> AsyncIterator[tuple[Storm, dict[str, int]]]
     """A cluster of one manager, and no node yet; the processes by name."""
     # The broker of a manager that has ended may still write for a moment.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, cluster(Path(directory)) as own:
-        manager, ports, held = _started(own, setting)
+        managers, ports, held = _started(own, setting)
+        names = {f"manager {n}" if n > 1 else "manager": it.process.popen.pid for n, it in enumerate(managers, 1)}
         async with AsyncExitStack() as stack, aiohttp.ClientSession() as http:
-            made = Storm(ports, manager, stack, http, setting.qos)
-            yield made, {"manager": manager.process.popen.pid, **held, "simulator": os.getpid()}
+            made = Storm(own, ports, managers[0], stack, http)
+            yield made, {**names, **held, "simulator": os.getpid()}
 
 
-def _started(own: Cluster, setting: Setting) -> tuple[Manager, list[int], dict[str, int]]:
-    """A manager, its brokers' MQTT ports, and the brokers' processes by name."""
+def _started(own: Cluster, setting: Setting) -> tuple[list[Manager], list[int], dict[str, int]]:
+    """Managers, their brokers' MQTT ports, and the brokers' processes by name."""
     if setting.brokers == 1:
-        manager = own.manager(*OPTIONS)
-        return manager, [own.mqtt], {"broker": own.server_pid()}
-    servers = brokers.start(own.directory, own.stack, setting.brokers, setting.replicas)
-    own.nats, own.mqtt = servers[0].nats, servers[0].mqtt
-    manager = own.manager(*OPTIONS, "--replicas", str(setting.replicas), own_broker=False)
-    return manager, [it.mqtt for it in servers], {f"broker {n}": it.pid for n, it in enumerate(servers, 1)}
+        options = (*OPTIONS, "--sync", setting.sync)
+        managers = [own.manager(*options, own_broker=number == 0) for number in range(setting.managers)]
+        return managers, [own.mqtt], {"broker": own.server_pid()}
+    servers, managers = brokers.start(own.directory, own.stack, setting.brokers, setting.replicas), []
+    for number in reversed(range(setting.managers)):  # the first broker is then the one that is asked later
+        own.nats, own.mqtt = servers[number % len(servers)].nats, servers[number % len(servers)].mqtt
+        managers.append(own.manager(*OPTIONS, "--replicas", str(setting.replicas), own_broker=False))
+    return managers[::-1], [it.mqtt for it in servers], {f"broker {n}": it.pid for n, it in enumerate(servers, 1)}
 
 
 async def run(setting: Setting, report: Callable[[str], None] = lambda _sentence: None) -> dict[str, str]:
     """All phases; what came of them, and each told as soon as it is over."""
     facts: dict[str, str] = {}
     async with storm(setting) as (made, held):
-        for what, work in _phases(made, setting.nodes, setting.services):
+        for what, work in _phases(made, setting):
             with _shares(what, held, facts):
                 done = await phase(what, work())
                 facts |= done.facts
@@ -312,6 +331,8 @@ async def run(setting: Setting, report: Callable[[str], None] = lambda _sentence
                 heard = changes[-1]
                 report(f"change {number + 1}: {len(heard.notices):,} heard, {len(heard.answers):,} have the new table")
             facts |= _told(len(made.nodes), changes)
+        if setting.brokers == 1:
+            facts["one more manager is ready after"] = await made.join()
     return facts
 
 
@@ -340,12 +361,13 @@ def _told(nodes: int, changes: list[Heard]) -> dict[str, str]:
     return facts
 
 
-def _phases(
-    made: Storm, nodes: int, services: int
-) -> Iterator[tuple[str, Callable[[], list[Callable[[], Awaitable[object]]]]]]:
+def _phases(made: Storm, setting: Setting) -> Iterator[tuple[str, Callable[[], list[Callable[[], Awaitable[object]]]]]]:
     """Names and pieces of work; the pieces are made when their turn comes, as they depend on the phases before."""
-    names = [FOLLOWED, *map(job, range(services - 1))]
-    yield "nodes registered", lambda: [lambda n=n: made.register(n) for n in range(nodes)]  # type: ignore[misc]
+    names, qos = [FOLLOWED, *map(job, range(setting.services - 1))], setting.qos
+    yield (
+        "nodes registered",
+        lambda: [lambda n=n: made.register(n, qos) for n in range(setting.nodes)],  # type: ignore[misc]
+    )
     yield "services deployed", lambda: [lambda n=n: made.deploy(n) for n in names]  # type: ignore[misc]
     yield (
         ANNOUNCED,

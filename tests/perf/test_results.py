@@ -1,11 +1,12 @@
 """The statistics over a result, its judgement and its tables."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from perf import report
+from perf import pages, report
 from perf.results import Plan, Result, Sample, Spread
 from perf.thresholds import Threshold, judge
 
@@ -86,3 +87,31 @@ def test_a_page_without_marks_is_refused():
         report.inserted("nothing", tcp1([10.0], [5.0]))
     begin, end = report.marks("modes")
     assert "tcp" in report.inserted(begin + end, tcp1([10.0], [5.0]), "modes").lower()
+
+
+def test_a_block_of_a_page_is_what_its_files_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    block = pages.Block(
+        Path("page.md"), "speed", (Path("some.json"),), lambda files: report.markdown(Result.load(*files))
+    )
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "BLOCKS", (block,))
+    tcp1([10.0], [5.0]).save(tmp_path / "some.json")
+    (tmp_path / "page.md").write_text("before\n<!-- speed -->\n0.99\n<!-- end of speed -->\nafter\n")
+    assert list(pages.differing()) == ["page.md: speed: expected what some.json has"]
+    pages.write()
+    assert list(pages.differing()) == []
+    tcp1([10.0], [4.0]).save(tmp_path / "some.json")
+    assert len(list(pages.differing())) == 1
+
+
+def test_the_short_table_says_which_way_is_better():
+    rows = report.short(result(("rr", "vxlan", 0, {"p50_us": 50.0}), ("rr", "appliance", 0, {"p50_us": 75.0})), ["rr"])
+    assert "(less is better) | 50.0 | 75.0 | 1.50 |" in rows
+
+
+def test_every_comparison_of_a_page_has_a_block():
+    """Marks that nobody fills would keep what somebody wrote by hand."""
+    named = {(it.page, it.name) for it in pages.BLOCKS}
+    for page in (pages.README, pages.BENCHMARKS):
+        found = re.findall(r"^<!-- (?!end of )(.*) -->$", (pages.ROOT / page).read_text(), re.MULTILINE)
+        assert {(page, name) for name in found} == {it for it in named if it[0] == page}

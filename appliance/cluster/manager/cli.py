@@ -5,7 +5,6 @@ The manager itself, with its broker's and HTTP libraries, is imported only by th
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import sys
@@ -208,6 +207,8 @@ def _plan(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _until_stopped(log_level: str, settings: Settings, what: Literal["run", "run_broker"]) -> None:
+    import uvloop
+
     from appliance.cluster.manager import manager
     from appliance.cluster.manager.broker import BrokerError
     from appliance.cluster.manager.pki import PkiError
@@ -218,7 +219,7 @@ def _until_stopped(log_level: str, settings: Settings, what: Literal["run", "run
     main = manager.run if what == "run" else manager.run_broker
     status = 1
     try:
-        status = asyncio.run(main(settings))
+        status = uvloop.run(main(settings))
     except* (BrokerError, PkiError, UnavailableError, OSError) as group:
         for error in group.exceptions:
             click.echo(f"appliance cluster: {_innermost(error)}", err=True)

@@ -10,8 +10,14 @@ condition that its key is still at the revision that the mirror had. So a decisi
 
 A document that cannot be read stops all decisions, as what it says might be given to somebody else.
 
-A new connection, and a feed that has stalled for FEED_S, make the mirror anew. Deletions leave a marker that the
-server drops after MARKER_S, far later than any feed stays behind.
+A new connection, and a feed that has stalled for FEED_S, make the mirror anew. A feed that is behind and moves is
+waited for, however long it takes: reading all anew is the longest way to what it already brings. Deletions leave a
+marker that the server drops after MARKER_S, far later than any feed stays behind.
+
+Python's collector of cyclic garbage walks all objects that it knows of, the whole mirror included, in every full
+collection: 0.4 s with 100,000 documents, in which nobody is answered. Documents form no cycles, so the collector is
+told to leave alone what has come (`gc.freeze`), each time that YOUNG_MAX more have; a document that is replaced is
+freed as before, by its count. A new mirror begins with everything back under the collector's eyes.
 
 What is written is on the disk of the broker before `commit` returns, if the broker synchronises always, as ours does.
 """
@@ -19,6 +25,7 @@ What is written is on the disk of the broker before `commit` returns, if the bro
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -42,11 +49,13 @@ BATCH_MAX = 1000
 MARKER_S = 3600
 """How long the marker of a deleted key is kept."""
 FEED_S = 2.0
-"""How long the feed may lack a revision that is known to exist; then it is opened anew."""
+"""How long the feed may bring nothing while it lacks a revision that is known to exist; then it is opened anew."""
 READ_S = 1.0
 """How long the broker may take to answer a question. One that was lost with its connection is asked again."""
 COMMIT_S = 5.0
 """How long a transaction may take. After that its fate is unknown, and a newer mirror tells it."""
+YOUNG_MAX = 5_000
+"""Documents of the feed that the collector of cyclic garbage may know: it walks them in some 20 ms."""
 CONFLICTS = frozenset({10071, 10164})
 """JSStreamWrongLastSequenceErrF and …ConstantErr of nats-server."""
 OPERATION = "KV-Operation"
@@ -74,6 +83,7 @@ class Store:
         self._seen = 0
         self._connection = 0
         self._unreadable: DocumentError | None = None
+        self._young = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self.changed: Callable[[str, Document | None, Document | None], None] = lambda _key, _before, _after: None
         """Told of each document of the feed: what the mirror had before, and has now."""
@@ -118,15 +128,18 @@ class Store:
     async def reload(self) -> None:
         """Makes the mirror anew. Raises UnavailableError; the old mirror then stays, and is as old as it is."""
         await self.close()
+        gc.unfreeze()
         state, self._seen, self._unreadable = State(), 0, None
         self._connection = self._client.stats["reconnects"]
         try:
-            target = await self._last()
+            count, target = await self._count(), await self._last()
             self._feed = await self._subscribe(state)
             await self._reach(target)
         except (NatsError, TimeoutError) as error:
             raise UnavailableError(f"mirror of {self._stream}: {error!r}") from error
+        self._seen = max(self._seen, count)  # of what lies between, nothing was left when the newest was looked for
         self.state = state
+        self._settle()
         self.reloaded()
 
     async def _subscribe(self, state: State) -> Any:
@@ -143,24 +156,36 @@ class Store:
         if self._connection != self._client.stats["reconnects"]:
             await self.reload()
         try:
-            await self._reach(await self._last())
+            await self._reach(await self._count())
         except TimeoutError:
             await self.reload()
         except NatsError as error:
             raise UnavailableError(f"{self._stream}: {error!r}") from error
 
+    async def _count(self) -> int:
+        """The revision of the newest write. It may be of a marker that was dropped since, which a feed that follows
+        has seen, and a new one has not."""
+        return (await self._js.stream_info(self._stream)).state.last_seq
+
     async def _last(self) -> int:
-        """The revision of the newest document or marker. The stream's own count may be of a marker long dropped."""
+        """The revision of the newest document or marker that is still there. The broker looks at all keys for it: 2 ms
+        with 50,000, so this is asked of a new feed only."""
         try:
             return (await self._js.get_msg(self._stream, subject=f"{self._prefix}>", direct=False)).seq or 0
         except NotFoundError:
             return 0
 
     async def _reach(self, revision: int) -> None:
-        if self._seen < revision:
+        """Waits for a revision as long as the feed moves. Raises TimeoutError when it stalls, UnavailableError."""
+        while self._seen < revision:
+            seen = self._seen
             reached = asyncio.get_running_loop().create_future()
             self._waiting.append((revision, reached))
-            await asyncio.wait_for(reached, FEED_S)
+            try:
+                await asyncio.wait_for(reached, FEED_S)
+            except TimeoutError:
+                if self._seen == seen:
+                    raise
         if self._unreadable is not None:
             raise UnavailableError(f"{self._stream}: {self._unreadable}")
 
@@ -177,6 +202,15 @@ class Store:
             self._unreadable = error
         self._seen = revision
         self._wake()
+        self._young += 1
+        if self._young >= YOUNG_MAX:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Takes what has come so far out of the garbage collector's sight."""
+        self._young = 0
+        gc.collect()
+        gc.freeze()
 
     def _wake(self) -> None:
         still = []
