@@ -38,7 +38,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from appliance.cluster.broker import parse_url
+from appliance.cluster.broker import parse_urls
 from appliance.limits import HOSTS_MAX, SOURCE_PORTS_MAX, WORKERS_MAX
 from appliance.toml_lines import Lines, syntax_error
 
@@ -144,7 +144,7 @@ def _broker_url(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError(value)
     if value:
-        parse_url(value)
+        parse_urls(value)
     return value
 
 
@@ -218,7 +218,9 @@ ListenAddress = Annotated[
     IPv4Address | IPv6Address, BeforeValidator(_listen_address), Wanted("an IP address such as 127.0.0.1 or ::")
 ]
 BrokerAddress = Annotated[
-    str, BeforeValidator(_broker_url), Wanted('a host, mqtt://host:port or mqtts://host:port, or ""')
+    str,
+    BeforeValidator(_broker_url),
+    Wanted('a host, mqtt://host:port or mqtts://host:port, or "", or several with commas'),
 ]
 UserName = Annotated[
     str,
@@ -395,7 +397,8 @@ class Cluster(Section):
     url: BrokerAddress = _key(
         "",
         "Broker of the cluster. With mqtts:// the connection is encrypted, as it is for a host alone with any of ca, "
-        "certificate and key; it is never made in cleartext then. Empty: no cluster.",
+        "certificate and key; it is never made in cleartext then. Several brokers of one cluster, separated by commas, "
+        "are tried in turn. Empty: no cluster.",
     )
     port: int = _key(10003, "Port of the broker, where url has none.", ge=1, le=65535)
     ca: OptionalPath = _key("", "Certificates (PEM) that the broker's is checked with. Empty: the system's.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from appliance.cluster.broker import parse_url
+from appliance.cluster.broker import parse_urls
 from appliance.config import Config
 
 KERNEL_MIN = (6, 1)
@@ -99,18 +99,16 @@ def clock() -> Finding:
 
 
 def broker(config: Config) -> Iterator[Finding]:
-    """Whether the broker can be reached from here."""
-    if not config.cluster.url:
-        return
-    url = parse_url(config.cluster.url)
-    host, port = url.host, url.port or config.cluster.port
-    try:
-        socket.create_connection((host, port), CONNECT_S).close()
-    except OSError as error:
-        mend = "Check cluster.url and cluster.port, the way there, and that `appliance cluster` runs."
-        yield Finding("broker", "wrong", f"{host} port {port}: {error.strerror or error}", mend)
-        return
-    yield Finding("broker", "ok", f"{host} port {port} answers")
+    """Whether each broker can be reached from here."""
+    for url in parse_urls(config.cluster.url) if config.cluster.url else ():
+        host, port = url.host, url.port or config.cluster.port
+        try:
+            socket.create_connection((host, port), CONNECT_S).close()
+        except OSError as error:
+            mend = "Check cluster.url and cluster.port, the way there, and that `appliance cluster` runs."
+            yield Finding("broker", "wrong", f"{host} port {port}: {error.strerror or error}", mend)
+        else:
+            yield Finding("broker", "ok", f"{host} port {port} answers")
 
 
 def descriptors() -> Finding:

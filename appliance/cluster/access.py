@@ -1,4 +1,4 @@
-"""How the broker is reached: where it is, and with what this node shows who it is.
+"""How the brokers are reached: where they are, and with what this node shows who it is.
 
 Everything is read and checked once, before anything is connected: what is configured and cannot be used is an error,
 never a connection without it. Secrets are in files that only their owner may read, and in no ``repr``.
@@ -10,37 +10,43 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance.cluster.broker import parse_url
+from appliance.cluster.broker import parse_urls
 from appliance.cluster.errors import ClusterError
 from appliance.config import Cluster
 
 
 @dataclass(frozen=True)
 class Access:
-    """The broker's address and this node's credentials. ``tls`` is None for a connection in cleartext."""
+    """The brokers' hosts and ports, and this node's credentials. ``tls`` is None for connections in cleartext."""
 
-    host: str
-    port: int
+    brokers: tuple[tuple[str, int], ...]
     tls: ssl.SSLContext | None
     user: str | None
     password: str | None = field(repr=False)
     keepalive: int
 
     def __str__(self) -> str:
-        """The address, as an URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+        """The addresses, as URLs."""
+        return ",".join(self.url(turn) for turn in range(len(self.brokers)))
+
+    def broker(self, turn: int) -> tuple[str, int]:
+        """Host and port of the broker that is tried at an attempt, counted from 0: each in turn."""
+        return self.brokers[turn % len(self.brokers)]
+
+    def url(self, turn: int) -> str:
+        """The same, as an URL."""
+        host, port = self.broker(turn)
+        return f"{'mqtts' if self.tls else 'mqtt'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def access(cluster: Cluster) -> Access:
     """What the configuration says. Raises ClusterError."""
     if not cluster.url:
         raise ClusterError("cluster.url: expected a broker, got none")
-    url = parse_url(cluster.url)
-    secured = url.scheme == "mqtts" or bool(cluster.ca or cluster.certificate or cluster.key)
+    urls = parse_urls(cluster.url)
+    secured = urls[0].scheme == "mqtts" or bool(cluster.ca or cluster.certificate or cluster.key)
     return Access(
-        host=url.host,
-        port=url.port or cluster.port,
+        brokers=tuple((url.host, url.port or cluster.port) for url in urls),
         tls=_tls(cluster) if secured else None,
         user=cluster.user or None,
         password=_password(cluster.password_file) if cluster.password_file else None,

@@ -1,4 +1,4 @@
-"""Where the cluster's broker is: the value of ``cluster.url``."""
+"""Where the cluster's brokers are: the value of ``cluster.url``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def parse_url(text: str) -> BrokerUrl:
     if parts.port == 0:
         raise ValueError(text)
     return BrokerUrl(parts.scheme, _host(parts.hostname or ""), parts.port or 0)
+
+
+def parse_urls(text: str) -> tuple[BrokerUrl, ...]:
+    """One broker, or several of one cluster separated by commas, of one scheme. Raises ValueError."""
+    urls = tuple(parse_url(one.strip()) for one in text.split(","))
+    if len({it.scheme for it in urls}) != 1:
+        raise ValueError(text)
+    return urls
 
 
 def _host(text: str) -> str:

@@ -163,7 +163,7 @@ class Member:
         """What operators see. Times are seconds ago, or seconds long."""
         now = self._now()
         return {
-            "broker": str(self._access),
+            "broker": self._transport.broker,
             "node": self._node,
             "connected": self._online,
             "since": round(now - self._since, 3),
@@ -191,13 +191,13 @@ class Member:
         """A new connection is there."""
         self._turn(online=True)
         self._session.counters["connections"] += 1
-        log.info("connected", extra={"broker": str(self._access)})
+        log.info("connected", extra={"broker": self._transport.broker})
         self._do(self._session.connected(self._now()))
 
     def disconnected(self, reason: str) -> None:
         """The connection is lost, or an attempt failed."""
         if self._online or self._last_error != reason:
-            log.warning("no connection to the broker", extra={"broker": str(self._access), "error": reason})
+            log.warning("no connection to the broker", extra={"broker": self._transport.broker, "error": reason})
         self._last_error = reason
         if self._online:
             self._turn(online=False)

@@ -8,7 +8,8 @@ is called there, never concurrently.
 ``run`` connects, reports, reads until the connection is lost, and begins again after a pause that doubles from
 ``PAUSE_FIRST`` to ``PAUSE_LONGEST`` seconds, varied so that nodes do not return in step. A connection that lasted
 ``LASTED`` seconds makes the next pause the first again; a broker that takes a node and drops it at once does not get
-one attempt after another.
+one attempt after another. Of several brokers the next attempt is at the next one, after one that failed and after a
+connection that was lost.
 
 Calls are begun in the order of ``send`` and not waited for one by one: at most ``CALLS_MAX`` are under way, so
 the distance to the broker does not bound how many answers a second a node can ask for. A call that the broker does not
@@ -107,6 +108,7 @@ class Transport:
         self._access = access
         self._will = will
         self._events = events
+        self._turn = 0
         self.hold: Callable[[int | None], None] = lambda _descriptor: None
         """Is given the descriptor of each connection, and None at its end. Whoever keeps a duplicate keeps the broker
         from publishing the last will if this process is killed; the next connection of this node replaces it."""
@@ -126,8 +128,14 @@ class Transport:
                     log.exception("connection given up")
                 self._events.disconnected(str(error) or type(error).__name__)
                 refused = not isinstance(error, StrandedError)
+                self._turn += refused
             attempt = attempt + 1 if refused and loop.time() - began < LASTED else 0
             await asyncio.sleep(pause(attempt))
+
+    @property
+    def broker(self) -> str:
+        """The broker of this connection or attempt, as an URL."""
+        return self._access.url(self._turn)
 
     def send(self, command: Transmission) -> None:
         """Begins to carry out a command. Without a connection it is dropped: the next one starts from the state."""
@@ -220,8 +228,7 @@ class Transport:
 
     def _new_client(self) -> Connection:
         return Connection(
-            self._access.host,
-            self._access.port,
+            *self._access.broker(self._turn),
             username=self._access.user,
             password=self._access.password,
             logger=mqtt_log,

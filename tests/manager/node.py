@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -109,11 +110,15 @@ class Node:
 
 
 @asynccontextmanager
-async def connect(port: int, name: str, *, will: bool = False) -> AsyncIterator[Node]:
+async def connect(
+    port: int, name: str, *, will: bool = False, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Node]:
     """A connected node, subscribed to its results. With a will it says that it is there."""
     last = aiomqtt.Will(f"nodes/{name}/net/status", b'{"status":"offline"}', qos=1, retain=True) if will else None
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
-    client = aiomqtt.Client("127.0.0.1", port, identifier=name, keepalive=30, will=last, socket_options=options)
+    client = aiomqtt.Client(
+        "127.0.0.1", port, identifier=name, keepalive=30, will=last, socket_options=options, tls_context=tls
+    )
     node = None
     try:
         async with client:

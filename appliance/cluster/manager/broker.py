@@ -12,6 +12,10 @@ what it may do follows from its certificate (`pki`); `reload` has new nodes let 
 it acknowledges (`sync_interval: always`): a subnet that was answered is a subnet that survives a power failure. What it
 keeps of a subscription (a consumer) is in memory: nodes subscribe again on each connection, and half of what the disk
 had to do for a node that came was to keep what nobody reads.
+
+With ``routes`` it is one of several brokers of one cluster: a node may connect to any, and any minority of them may be
+away. They reach each other by TLS; each shows a certificate of the authority, and the managers' password besides, as a
+node's certificate is of the same authority. Who is connected is told in the account `SYSTEM`, with the same password.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from appliance.cluster.manager import pki
-from appliance.cluster.manager.settings import BrokerSettings
+from appliance.cluster.manager.settings import BrokerSettings, Routes
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,10 @@ UNACKNOWLEDGED = 16
 has its share reserved: 4,095 subscriptions. With nats-server's own 1,024 a node is refused the 64th."""
 LOG_MAX = 16 << 20
 """Bytes of its log file, which is then renamed."""
+ROUTE = "route"
+"""The user as whom a broker joins the others."""
+SYSTEM = "SYS"
+"""The account, and its user, that the servers tell about their connections."""
 PR_SET_PDEATHSIG = 1
 """prctl(2)"""
 
@@ -68,6 +76,7 @@ def configuration(settings: BrokerSettings) -> dict[str, Any]:
     listener = {} if settings.pki is None else {"tls": pki.tls(settings.pki)}
     return {
         **secured,
+        **_clustered(settings),
         "server_name": settings.name,
         "host": "127.0.0.1",
         "port": settings.port,
@@ -82,6 +91,7 @@ def configuration(settings: BrokerSettings) -> dict[str, Any]:
             "port": settings.mqtt_port,
             "consumer_memory_storage": True,  # a session is clean, so what is on its way ends with it anyway
             "max_ack_pending": UNACKNOWLEDGED,
+            "stream_replicas": settings.replicas,
             **listener,
         },
         "ports_file_dir": str(settings.runtime),
@@ -89,6 +99,34 @@ def configuration(settings: BrokerSettings) -> dict[str, Any]:
         "logfile_size_limit": LOG_MAX,
         "logfile_max_num": 2,
     }
+
+
+def _clustered(settings: BrokerSettings) -> dict[str, Any]:
+    """What makes it one of several. Raises BrokerError without certificates."""
+    if settings.routes is None:
+        return {}
+    if settings.pki is None:
+        raise BrokerError("--route: expected --pki, as whoever reaches a broker without could join as another one")
+    routes, known = settings.routes, settings.pki
+    return {
+        "cluster": {
+            "name": routes.cluster,
+            "listen": _listen(*routes.listen),
+            "routes": _urls(routes, known.password),
+            "authorization": {"user": ROUTE, "password": known.password},
+            "tls": pki.routes(known),
+        },
+        "accounts": {SYSTEM: {"users": [{"user": SYSTEM, "password": known.password}]}},
+        "system_account": SYSTEM,
+    }
+
+
+def _urls(routes: Routes, password: str) -> list[str]:
+    return [f"tls://{ROUTE}:{password}@{_listen(*it)}" for it in routes.others]
+
+
+def _listen(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def executable() -> Path:

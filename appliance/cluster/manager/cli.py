@@ -88,6 +88,24 @@ def broker_options(command: Command) -> Command:
         click.option(
             "--pki", type=directory, help="Directory of `cluster init`: TLS, and each node its own topics only."
         ),
+        click.option(
+            "--route",
+            type=Address(),
+            multiple=True,
+            help="Another broker of the cluster; repeatable, the same list for all. Needs --pki.",
+        ),
+        click.option(
+            "--route-listen", type=Address(), default="0.0.0.0:6222", show_default=True, help="Where others join."
+        ),
+        click.option(
+            "--broker-name",
+            default=defaults.broker_name,
+            show_default="the host's",
+            help="Name among the brokers of the cluster, for ever.",
+        ),
+        click.option(
+            "--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="Brokers that keep the state."
+        ),
         click.option("--runtime", type=directory, default=defaults.runtime, show_default=True, help="Generated files."),
         click.option(
             "--sync", default=defaults.sync, show_default=True, help="Write to the disk always, or each such as 2m."
@@ -148,9 +166,6 @@ def cluster() -> None:
     show_default=True,
     help="Seconds that nodes have to come back after a start of our broker; then they are lost.",
 )
-@click.option(
-    "--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="Servers that keep the state."
-)
 @plan_options
 def run(log_level: str, **options: Any) -> None:
     """Run a manager, and without --broker its broker, until it is told to stop."""
@@ -172,8 +187,9 @@ def broker(log_level: str, **options: Any) -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--host", "hosts", multiple=True, help="Name or address that nodes reach the broker at; repeatable.")
 @click.option("--node", "nodes", multiple=True, type=NodeId(), help="Identity of a node; repeatable.")
+@click.option("--renew", is_flag=True, help="Make the brokers' certificate anew if it is not for every --host.")
 @json_option
-def init(directory: Path, hosts: tuple[str, ...], nodes: tuple[str, ...], as_json: bool) -> None:
+def init(directory: Path, hosts: tuple[str, ...], nodes: tuple[str, ...], renew: bool, as_json: bool) -> None:
     """Make the cluster's authority in DIRECTORY, and certificates for the broker, managers and nodes.
 
     What is there stays: call it again for further nodes, and send the manager a SIGHUP.
@@ -183,7 +199,7 @@ def init(directory: Path, hosts: tuple[str, ...], nodes: tuple[str, ...], as_jso
     try:
         if not hosts and not pki.pair(directory, "server").certificate.exists():
             raise click.UsageError("expected --host: nodes check that the broker is where they look for it")
-        made = [str(path) for path in pki.init(directory, hosts, nodes)]
+        made = [str(path) for path in pki.init(directory, hosts, nodes, renew=renew)]
     except (pki.PkiError, OSError) as error:
         click.echo(f"appliance cluster: {error}", err=True)
         sys.exit(1)

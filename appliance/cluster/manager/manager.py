@@ -7,7 +7,8 @@ Nodes speak MQTT with the broker; the broker hands their messages to one of the 
 but the mirror, so any number of managers may run, and each may be killed at any time.
 
 A manager without ``--broker`` also runs the broker, and with it the roll call: after the broker's start it waits
-ROLL_CALL_S for the nodes that were there before, and counts those as lost that did not come back.
+ROLL_CALL_S for the nodes that were there before, and counts those as lost that did not come back. Where the broker is
+one of several (`--route`), nodes may be at any of them, and who is connected is asked instead (`presence`).
 
 Any part that ends by an error ends the manager; whoever started it starts it again.
 """
@@ -29,7 +30,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from appliance.cluster.manager.addresses import ExhaustedError
-from appliance.cluster.manager.broker import Broker
+from appliance.cluster.manager.broker import SYSTEM, Broker
 from appliance.cluster.manager.decide import Decision, Origin, Outcome, decide, missed
 from appliance.cluster.manager.documents import Document
 from appliance.cluster.manager.executor import Executor
@@ -39,6 +40,7 @@ from appliance.cluster.manager.leaving import Leaving
 from appliance.cluster.manager.listing import Listing
 from appliance.cluster.manager.outbox import Outbox
 from appliance.cluster.manager.pki import MANAGER, Pki, PkiError
+from appliance.cluster.manager.presence import ROUNDS, Presence
 from appliance.cluster.manager.requests import Request
 from appliance.cluster.manager.settings import Settings, reachable
 from appliance.cluster.manager.store import Store, UnavailableError
@@ -49,6 +51,8 @@ CONNECT_S = 20.0
 """How long the broker may take to accept us at the start."""
 RECONNECT_S = 0.2
 """Pause between attempts to connect to the broker again."""
+QUORUM_S = 1.0
+"""Pause between attempts to open the state, where the broker waits for others."""
 
 
 class Manager:
@@ -95,14 +99,26 @@ class Manager:
         plan, cluster = self.settings.plan, self.settings.cluster
         await self.do(lambda state: decide(state, plan, cluster, origin, request))
 
+    def presence(self, system: Client) -> Presence:
+        """Who is connected, asked in the broker's system account."""
+        rounds = self.settings.roll_call_s / ROUNDS
+        return Presence(system, rounds, self._there, self.inbox.last, self._lose)
+
+    def _there(self) -> dict[str, bool | None]:
+        state = self.store.state
+        nodes = {name: state.node(name) for name in state.nodes()}
+        return {name: node.online for name, node in nodes.items() if node is not None}
+
+    async def _lose(self, node: str, since: int) -> None:
+        await self.do(partial(missed, since, Origin(node, max(await self.inbox.last(), since + 1))))
+
     async def roll_call(self) -> None:
         """Counts nodes as lost that do not come back after the broker's start."""
         since = await self.inbox.last()
         await asyncio.sleep(self.settings.roll_call_s)
-        now = await self.inbox.last()
         for node in self.store.state.nodes():
             try:
-                await self.do(partial(missed, since, Origin(node, max(now, since + 1))))
+                await self._lose(node, since)
             except (UnavailableError, ExhaustedError) as error:
                 log.error("roll call failed", extra={"node": node, "error": error})
 
@@ -131,9 +147,9 @@ async def run(settings: Settings) -> int:
         broker = None if settings.broker else await _embedded(settings, stack)
         client = await _connected(settings, stack)
         manager = Manager(settings, client)
-        await manager.store.open()
+        if not await _opened(manager, broker, stop):
+            return 0
         stack.push_async_callback(manager.store.close)
-        await manager.inbox.create()
         site = await serve(manager)
         stack.push_async_callback(site.cleanup)
         async with asyncio.TaskGroup() as tasks:
@@ -145,6 +161,7 @@ async def run(settings: Settings) -> int:
             ]
             if broker is not None:
                 _with_broker(broker, manager, tasks, running)
+                running.append(tasks.create_task(await _missing(manager, stack)))
             if await _unless(stop, manager.outbox.connected()):
                 await manager.inbox.open()
                 log.info(
@@ -159,12 +176,47 @@ async def run(settings: Settings) -> int:
     return 0
 
 
+async def _opened(manager: Manager, broker: Broker | None, stop: asyncio.Event) -> bool:
+    """Opens the state; whether it was, before the stop. Raises UnavailableError, BrokerError."""
+    async with asyncio.TaskGroup() as tasks:
+        watch = None if broker is None else tasks.create_task(broker.watch())
+        try:
+            return await _unless(stop, _open(manager))
+        finally:
+            if watch is not None:
+                watch.cancel()
+
+
+async def _open(manager: Manager) -> None:
+    """Opens the state. A broker that is one of several has none until most of them are there, which is waited for."""
+    while True:
+        try:
+            await manager.store.open()
+            await manager.inbox.create()
+        except UnavailableError as error:
+            if not manager.settings.route:
+                raise
+            log.warning("the state is not there yet", extra={"error": error})
+            await asyncio.sleep(QUORUM_S)
+        else:
+            return
+
+
+async def _missing(manager: Manager, stack: AsyncExitStack) -> Coroutine[Any, Any, None]:
+    """How nodes are found that went together with their broker."""
+    if not manager.settings.route:
+        return manager.roll_call()
+    return manager.presence(await _connected(manager.settings, stack, SYSTEM)).run()
+
+
 async def _unless(stop: asyncio.Event, wanted: Coroutine[Any, Any, None]) -> bool:
-    """Waits for something, or for the stop; whether it came."""
-    tasks = [asyncio.create_task(wanted), asyncio.create_task(stop.wait())]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
+    """Waits for something, or for the stop; whether it came. Raises what it raises."""
+    task, stopped = asyncio.create_task(wanted), asyncio.create_task(stop.wait())
+    await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if task.done():
+        task.result()
+    task.cancel()
     return not stop.is_set()
 
 
@@ -186,7 +238,8 @@ def _with_broker(broker: Broker, manager: Manager, tasks: asyncio.TaskGroup, run
     """Watches our broker, with a roll call after each of its starts."""
 
     async def started() -> None:
-        running.append(tasks.create_task(manager.roll_call()))
+        if not manager.settings.route:
+            running.append(tasks.create_task(manager.roll_call()))
 
     def reload() -> None:
         try:
@@ -196,7 +249,7 @@ def _with_broker(broker: Broker, manager: Manager, tasks: asyncio.TaskGroup, run
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     broker.started = started
-    running += [tasks.create_task(broker.watch()), tasks.create_task(manager.roll_call())]
+    running.append(tasks.create_task(broker.watch()))
 
 
 async def run_broker(settings: Settings) -> int:
@@ -211,13 +264,13 @@ async def run_broker(settings: Settings) -> int:
     return 0
 
 
-async def _connected(settings: Settings, stack: AsyncExitStack) -> Client:
+async def _connected(settings: Settings, stack: AsyncExitStack, user: str = MANAGER) -> Client:
     """A client that connects again for ever. Raises UnavailableError if the first time takes CONNECT_S."""
     url = settings.broker or settings.broker_settings.url
     end = time.monotonic() + CONNECT_S
     while True:
         try:
-            client = await _connect(url, settings.credentials())
+            client = await _connect(url, settings.credentials(), user)
         except (OSError, NatsError, TimeoutError) as error:
             if time.monotonic() > end:
                 raise UnavailableError(f"{url}: expected a NATS server: {error!r}") from error
@@ -237,10 +290,10 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-async def _connect(url: str, known: Pki | None) -> Client:
+async def _connect(url: str, known: Pki | None, user: str) -> Client:
     return await nats.connect(
         url,
-        user=None if known is None else MANAGER,
+        user=None if known is None else user,
         password=None if known is None else known.password,
         name="cluster-manager",
         max_reconnect_attempts=-1,

@@ -5,7 +5,7 @@ Theory of operation
 `init` makes, in one directory, what is missing there, and never replaces anything::
 
     ca.crt ca.key             the authority; its key is needed for new nodes only, and is best kept elsewhere
-    server.crt server.key     the broker, by the names and addresses that nodes reach it at
+    server.crt server.key     the brokers, by all names and addresses that nodes, and they themselves, reach them at
     manager.crt manager.key   managers, on the broker's MQTT side; manager.password on its NATS side
     nodes/ID.crt ID.key       a node: the subject's common name is its identity
 
@@ -45,6 +45,9 @@ NODES: Final = "nodes"
 NODE_ID: Final = r"[0-9a-f]{24}"
 _EVERYWHERE: Final = ("localhost", "127.0.0.1", "::1")
 """Where managers on the broker's own machine reach it."""
+_CLIENTS: Final = (ExtendedKeyUsageOID.CLIENT_AUTH,)
+_BROKERS: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+"""Brokers of one cluster are each other's clients."""
 
 
 class PkiError(Exception):
@@ -82,8 +85,11 @@ def pair(directory: Path, name: str) -> Pair:
 # --- making -------------------------------------------------------------------------------------------------------
 
 
-def init(directory: Path, hosts: Iterable[str], nodes: Iterable[str]) -> list[Path]:
-    """Make what is missing; gives the files that were made. Raises PkiError or OSError."""
+def init(directory: Path, hosts: Iterable[str], nodes: Iterable[str], *, renew: bool = False) -> list[Path]:
+    """Make what is missing; gives the files that were made. Raises PkiError or OSError.
+
+    With ``renew`` the brokers' certificate is made anew if it is not for all ``hosts``.
+    """
     made: list[Path] = []
     (directory / NODES).mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = pair(directory, "ca")
@@ -93,12 +99,21 @@ def init(directory: Path, hosts: Iterable[str], nodes: Iterable[str]) -> list[Pa
     wanted = [(pair(directory, "server"), "server", (*_EVERYWHERE, *hosts)), (pair(directory, MANAGER), MANAGER, ())]
     wanted += [(pair(directory / NODES, node), node, ()) for node in nodes]
     for place, name, names in wanted:
-        if not place.certificate.exists():
+        if not place.certificate.exists() or (renew and not _is_for(place.certificate, names)):
             _make(place, name, issuer, names, made)
     password = directory / f"{MANAGER}.password"
     if not password.exists():
         _write(password, secrets.token_urlsafe(32).encode(), made)
     return made
+
+
+def _is_for(path: Path, hosts: Iterable[str]) -> bool:
+    extensions = _certificate(path).extensions
+    try:
+        names = set(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        names = set()
+    return names >= {_alternative(host) for host in hosts}
 
 
 @dataclass(frozen=True)
@@ -127,8 +142,7 @@ def _make(place: Pair, name: str, issuer: _Issuer | None, hosts: Iterable[str], 
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=0 if issuer is None else None), True)
     )
     if issuer is not None:
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(_BROKERS if hosts else _CLIENTS), False)
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName(map(_alternative, dict.fromkeys(hosts))), False)
     certificate = builder.sign(key if issuer is None else issuer.key, hashes.SHA256())
@@ -229,6 +243,16 @@ def tls(pki: Pki) -> dict[str, Any]:
         "key_file": str(pki.server.key),
         "ca_file": str(pki.ca),
         "verify_and_map": True,
+    }
+
+
+def routes(pki: Pki) -> dict[str, Any]:
+    """The brokers' connections between each other: both ends show a certificate."""
+    return {
+        "cert_file": str(pki.server.certificate),
+        "key_file": str(pki.server.key),
+        "ca_file": str(pki.ca),
+        "verify": True,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,17 @@ ROLL_CALL_S = 30.0
 
 
 @dataclass(frozen=True)
+class Routes:
+    """What makes a broker one of several that are one cluster."""
+
+    cluster: str
+    listen: tuple[str, int]
+    """Where the others reach it."""
+    others: tuple[tuple[str, int], ...]
+    """Where it reaches them; its own address among them does no harm."""
+
+
+@dataclass(frozen=True)
 class BrokerSettings:
     """Where the server listens and keeps its files."""
 
@@ -27,6 +39,9 @@ class BrokerSettings:
     name: str = "edge"
     sync: str = "always"
     pki: Pki | None = None
+    replicas: int = 1
+    """Brokers that keep what MQTT sessions and retained messages need."""
+    routes: Routes | None = None
 
     @property
     def url(self) -> str:
@@ -51,6 +66,11 @@ class Settings:
     replicas: int = 1
     pki: Path | None = None
     """Directory of the cluster's authority (`pki`); None lets everybody in who reaches the broker."""
+    broker_name: str = field(default_factory=socket.gethostname)
+    """Tells a broker from the others of its cluster, for ever: its part of the state is found by it."""
+    route_listen: tuple[str, int] = ("0.0.0.0", 6222)
+    route: tuple[tuple[str, int], ...] = ()
+    """Where the other brokers of the cluster are; none: there are no others."""
     roll_call_s: float = ROLL_CALL_S
     plan: Plan = field(default_factory=Plan)
 
@@ -59,7 +79,11 @@ class Settings:
         """Those of the embedded broker. Raises PkiError."""
         host, port = self.mqtt
         known = self.credentials()
-        return BrokerSettings(self.state, self.runtime, host, port, self.nats_port, self.cluster, self.sync, known)
+        name = self.broker_name if self.route else self.cluster
+        routes = Routes(self.cluster, self.route_listen, self.route) if self.route else None
+        return BrokerSettings(
+            self.state, self.runtime, host, port, self.nats_port, name, self.sync, known, self.replicas, routes
+        )
 
     def credentials(self) -> Pki | None:
         """What the directory has now. Raises PkiError."""
