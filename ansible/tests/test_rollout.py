@@ -1,6 +1,6 @@
-"""The playbooks, for real: two gateways and a cluster host, from nothing to traffic and back to nothing.
+"""The playbooks, for real: two gateways and three cluster hosts, from nothing to traffic and back to nothing.
 
-    control ── underlay ─┬─ cluster1
+    control ── underlay ─┬─ cluster1, cluster2, cluster3
        (Ansible)         ├─ gateway1 ── container `load`, that calls
                          └─ gateway2 ── container `load`, that answers
 
@@ -31,13 +31,10 @@ from appliance.dataplane.cache import fingerprint
 
 FIRST = appliance.__version__
 SECOND, BROKEN = f"{FIRST}+second", f"{FIRST}+broken"
-CLUSTER, GATEWAY1, GATEWAY2 = (
-    Machine("cluster1", "198.51.100.1"),
-    Machine("gateway1", "198.51.100.2"),
-    Machine("gateway2", "198.51.100.3"),
-)
-MACHINES = (CLUSTER, GATEWAY1, GATEWAY2)
-GATEWAYS = (GATEWAY1, GATEWAY2)
+CLUSTER = tuple(Machine(f"cluster{number}", f"198.51.100.{number}") for number in (1, 2, 3))
+GATEWAY1, GATEWAY2 = GATEWAYS = (Machine("gateway1", "198.51.100.11"), Machine("gateway2", "198.51.100.12"))
+MACHINES = (*CLUSTER, *GATEWAYS)
+PKI = CACHE / "pki"
 PROGRAMS = ROOT / "tests" / "lab" / "programs"
 CONNECTIONS = 50
 SSH = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
@@ -86,6 +83,7 @@ def site() -> Iterator[Site]:
     site = Site(MACHINES)
     try:
         site.open()
+        shutil.rmtree(PKI, ignore_errors=True)
         (CACHE / "inventory.yml").write_text(yaml.safe_dump(inventory(site)))
         yield site
     finally:
@@ -106,7 +104,7 @@ def inventory(site: Site) -> dict[str, Any]:
                 "appliance_ready_timeout": 30,
             },
             "children": {
-                "cluster": {"hosts": {CLUSTER.name: {"ansible_host": CLUSTER.address}}},
+                "cluster": {"hosts": {it.name: {"ansible_host": it.address} for it in CLUSTER}},
                 "gateways": {"hosts": {it.name: {"ansible_host": it.address} for it in GATEWAYS}},
             },
         }
@@ -169,7 +167,7 @@ class Load:
     @staticmethod
     def _container(machine: Machine, name: str) -> dict[str, Any]:
         text = f"app: load\nnamespace: rollout\nservice: {name}\nservice_namespace: load\ninstances: 1\n"
-        deployed = CLUSTER.inside("sh", "-c", f"printf '{text}' | {APPLIANCE} deploy --json /dev/stdin")
+        deployed = CLUSTER[0].inside("sh", "-c", f"printf '{text}' | {APPLIANCE} deploy --json /dev/stdin")
         machine.inside("ip", "netns", "add", "load")
         job = f"load.rollout.{name}.load"
         machine.inside(APPLIANCE, "attach", "--service", job, "--instance", "0", "--netns", "load")
@@ -204,7 +202,7 @@ class Load:
             machine.inside("pkill", "-f", "import.*socket", check=False)
             machine.inside(APPLIANCE, "detach", "--service", job, "--instance", "0")
             machine.inside("ip", "netns", "delete", "load")
-            CLUSTER.inside(APPLIANCE, "undeploy", job)
+            CLUSTER[0].inside(APPLIANCE, "undeploy", job)
 
 
 def _pipe(end: IO[str] | None) -> IO[str]:
@@ -278,7 +276,8 @@ def test_install_and_verify(site: Site) -> None:
     for gateway in GATEWAYS:
         assert gateway.inside("systemctl", "is-active", "edge-appliance").strip() == "active"
         gateway.inside("systemd-analyze", "verify", "/etc/systemd/system/edge-appliance.service")
-    CLUSTER.inside("systemd-analyze", "verify", "/etc/systemd/system/edge-cluster.service")
+    for host in CLUSTER:
+        host.inside("systemd-analyze", "verify", "/etc/systemd/system/edge-cluster.service")
     said = play(site, "verify")
     for machine in GATEWAYS:
         assert said.count(f"'{machine.name}'") >= 2, said  # heard by both gateways, over IPv4 and IPv6

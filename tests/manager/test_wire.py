@@ -26,11 +26,11 @@ def job_name() -> str:
     return f"app.ns.srv{next(_numbers)}.test"
 
 
-def play(shared: Cluster, scene: Callable[[Node], Awaitable[None]], **options: bool) -> None:
+def play(shared: Cluster, scene: Callable[[Node], Awaitable[None]], *, will: bool = False) -> None:
     """Runs a scene with one connected node."""
 
     async def main() -> None:
-        async with connect(shared.mqtt, node_id(), **options) as node:
+        async with connect(shared.mqtt, node_id(), will=will) as node:
             await scene(node)
 
     asyncio.run(main())
