@@ -56,6 +56,7 @@ def test_what_is_no_url(text: str) -> None:
     ("text", "problem"),
     [
         ('url = "broker:1883"', "cluster.url: expected a host, mqtt://host:port or mqtts://host:port, or"),
+        ('url = "mqtt://b,mqtts://c"', "cluster.url: expected a host, mqtt://host:port or mqtts://host:port, or"),
         ('certificate = "/c"', "cluster.key: expected a path, as cluster.certificate has one"),
         ('key = "/k"', "cluster.certificate: expected a path, as cluster.key has one"),
         ('password_file = "/p"', "cluster.user: expected a name, as cluster.password_file has a path"),
@@ -97,6 +98,12 @@ def secret_file(directory: Path, secret: str) -> Path:
     path.write_text(f"{secret}\n")
     path.chmod(0o600)
     return path
+
+
+def test_several_brokers_are_tried_in_turn() -> None:
+    reached = access(Cluster(url="mqtts://one, mqtts://[::1]:8883"))
+    assert str(reached) == "mqtts://one:10003,mqtts://[::1]:8883"
+    assert [reached.broker(turn) for turn in range(3)] == [("one", 10003), ("::1", 8883), ("one", 10003)]
 
 
 def test_a_host_alone_is_reached_in_cleartext_at_the_default_port() -> None:

@@ -163,8 +163,10 @@ async def _until(true: Callable[[], bool]) -> None:
 
 def _joins(port: int, directory: Path) -> str:
     """What a broker says to one who would join it with a node's certificate."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
-        with context(directory, STAYS).wrap_socket(plain, server_hostname="127.0.0.1") as secured:
-            secured.sendall(b"CONNECT " + json.dumps({"name": "x", "cluster": "edge"}).encode() + b"\r\n")
-            said = secured.makefile().read()
-    return said.splitlines()[-1]
+    node = context(directory, STAYS)
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        node.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+    ):
+        secured.sendall(b"CONNECT " + json.dumps({"name": "x", "cluster": "edge"}).encode() + b"\r\n")
+        return secured.makefile().read().splitlines()[-1]

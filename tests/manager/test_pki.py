@@ -82,6 +82,7 @@ async def _each_its_own(port: int, directory: Path) -> None:
                 assert await subscribed(client, f"nodes/{name}/net/{kind}")
             assert await subscribed(client, f"jobs/{JOB}/updates_available")
             assert await subscribed(client, "cluster/nodes/+")
+            assert await subscribed(client, "cluster/exposed/+")
         for topic in (
             f"nodes/{TWO}/net/subnetwork/result",
             f"nodes/{TWO}/net/#",
