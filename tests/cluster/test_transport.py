@@ -63,10 +63,10 @@ class Events:
 
 
 @asynccontextmanager
-async def connecting(port: int, first: Publish | Subscribe | None = None) -> AsyncIterator[Events]:
-    """A transport to a port of the loopback, at work."""
+async def connecting(*ports: int, first: Publish | Subscribe | None = None) -> AsyncIterator[Events]:
+    """A transport to ports of the loopback, at work."""
     events = Events()
-    reached = access(Cluster(url=f"mqtt://127.0.0.1:{port}"))
+    reached = access(Cluster(url=",".join(f"mqtt://127.0.0.1:{port}" for port in ports)))
     events.transport, events.first = Transport(wire.NODE, reached, WILL, events), first
     task = asyncio.create_task(events.transport.run())
     try:
@@ -136,6 +136,32 @@ def test_a_broker_that_nobody_runs_is_tried_again_with_growing_pauses() -> None:
     run(test)
 
 
+def test_of_several_brokers_the_next_one_is_tried_when_one_fails_or_is_lost() -> None:
+    async def test() -> None:
+        heard: asyncio.Queue[bytes] = asyncio.Queue()
+        leave = asyncio.Event()
+
+        async def go(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_packet(reader)
+            writer.write(CONNACK)
+            await leave.wait()
+
+        async with (
+            broker(go) as goes,
+            broker(listening(heard)) as stays,
+            connecting(free_port(), goes, stays) as events,
+        ):
+            assert events.transport is not None
+            await events.until(lambda: events.kinds().count("connected") == 1)
+            assert events.transport.broker == f"mqtt://127.0.0.1:{goes}"
+            leave.set()
+            await events.until(lambda: events.kinds().count("connected") == 2)
+            assert events.transport.broker == f"mqtt://127.0.0.1:{stays}"
+        assert events.kinds() == ["disconnected", "connected", "disconnected", "connected"]
+
+    run(test)
+
+
 def test_a_broker_that_takes_and_drops_is_not_stormed() -> None:
     async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_packet(reader)
@@ -159,7 +185,7 @@ def test_a_call_that_is_not_acknowledged_ends_the_connection(monkeypatch: pytest
         await reader.read()
 
     async def test() -> None:
-        async with broker(mute) as port, connecting(port, WILL) as events:
+        async with broker(mute) as port, connecting(port, first=WILL) as events:
             await events.until(lambda: events.kinds().count("connected") == 2)
             assert "delivered" not in events.kinds()
             assert ("disconnected", "Operation timed out") in events.reports
@@ -228,7 +254,7 @@ def test_many_topics_are_subscribed_to_in_packets_that_any_broker_takes() -> Non
     heard: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def test() -> None:
-        async with broker(listening(heard)) as port, connecting(port, Subscribe(topics)):
+        async with broker(listening(heard)) as port, connecting(port, first=Subscribe(topics)):
             counts = [(await heard.get()).count(b"updates_available") for _ in range(3)]
         assert counts == [TOPICS_A_CALL, TOPICS_A_CALL, 1]
 
