@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 from unittest.mock import patch
@@ -34,9 +35,10 @@ SECOND, BROKEN = f"{FIRST}+second", f"{FIRST}+broken"
 CLUSTER = tuple(Machine(f"cluster{number}", f"198.51.100.{number}") for number in (1, 2, 3))
 GATEWAY1, GATEWAY2 = GATEWAYS = (Machine("gateway1", "198.51.100.11"), Machine("gateway2", "198.51.100.12"))
 MACHINES = (*CLUSTER, *GATEWAYS)
-PKI = CACHE / "pki"
+INVENTORY, PKI = CACHE / "inventory.yml", CACHE / "pki"
 PROGRAMS = ROOT / "tests" / "lab" / "programs"
 CONNECTIONS = 50
+DESCRIPTOR = "app: load\\nnamespace: rollout\\nservice: {name}\\nservice_namespace: load\\ninstances: 1\\n"
 SSH = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
 APPLIANCE = "/usr/local/bin/appliance"
 NEVER_READY = """
@@ -84,13 +86,13 @@ def site() -> Iterator[Site]:
     try:
         site.open()
         shutil.rmtree(PKI, ignore_errors=True)
-        (CACHE / "inventory.yml").write_text(yaml.safe_dump(inventory(site)))
+        INVENTORY.write_text(yaml.safe_dump(inventory(site)))
         yield site
     finally:
         site.close()
 
 
-def inventory(site: Site) -> dict[str, Any]:
+def inventory(site: Site, brokers: Sequence[Machine] = CLUSTER) -> dict[str, Any]:
     """As ansible/inventory/example.yml, with these machines."""
     return {
         "all": {
@@ -99,12 +101,10 @@ def inventory(site: Site) -> dict[str, Any]:
                 "ansible_ssh_private_key_file": str(site.key),
                 "ansible_ssh_common_args": SSH,
                 "appliance_version": FIRST,
-                "appliance_bundle": f"{{{{ '{bundle(FIRST).parent}' if appliance_version == '{FIRST}' "
-                f"else '{bundle(SECOND).parent}' }}}}/edge-appliance-{{{{ appliance_version }}}}-x86_64.tar",
                 "appliance_ready_timeout": 30,
             },
             "children": {
-                "cluster": {"hosts": {it.name: {"ansible_host": it.address} for it in CLUSTER}},
+                "cluster": {"hosts": {it.name: {"ansible_host": it.address} for it in brokers}},
                 "gateways": {"hosts": {it.name: {"ansible_host": it.address} for it in GATEWAYS}},
             },
         }
@@ -125,17 +125,24 @@ def lend_compiled(gateway: Machine) -> None:
 
 def play(site: Site, name: str, *options: str, fails: bool = False, **variables: Any) -> str:
     """What a playbook printed. Raises AssertionError if it failed, or if it did not although it should."""
-    command: list[str | Path] = [
-        ROOT / ".venv/bin/ansible-playbook",
-        "-i",
-        CACHE / "inventory.yml",
-        f"playbooks/{name}.yml",
-        *options,
-    ]
-    environment = {"PATH": os.defpath, "HOME": str(CACHE), "ANSIBLE_NOCOLOR": "1", "LC_ALL": "C.UTF-8"}
+    if (version := variables.get("appliance_version")) in (SECOND, BROKEN):
+        variables["appliance_bundle"] = str(bundle(version))
+    playbook = ROOT / ".venv/bin/ansible-playbook"
+    chosen = () if "-i" in options else ("-i", INVENTORY)
+    return control(playbook, *chosen, f"playbooks/{name}.yml", *options, "-e", json.dumps(variables), fails=fails)
+
+
+def control(*command: str | Path, fails: bool = False, at: Path = ROOT / "ansible") -> str:
+    """What a command printed where Ansible runs. Raises AssertionError if it failed, or did not although it should."""
+    environment = {
+        "PATH": f"/usr/sbin:/sbin:{os.defpath}",
+        "HOME": str(CACHE),
+        "ANSIBLE_NOCOLOR": "1",
+        "LC_ALL": "C.UTF-8",
+    }
     done = subprocess.run(
-        ["ip", "netns", "exec", CONTROL, *command, "-e", json.dumps(variables)],
-        cwd=ROOT / "ansible", env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        ["ip", "netns", "exec", CONTROL, *command],
+        cwd=at, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     said = str(done.stdout) + str(done.stderr)
     assert (done.returncode != 0) == fails, said
@@ -166,7 +173,7 @@ class Load:
 
     @staticmethod
     def _container(machine: Machine, name: str) -> dict[str, Any]:
-        text = f"app: load\nnamespace: rollout\nservice: {name}\nservice_namespace: load\ninstances: 1\n"
+        text = DESCRIPTOR.format(name=name)
         deployed = CLUSTER[0].inside("sh", "-c", f"printf '{text}' | {APPLIANCE} deploy --json /dev/stdin")
         machine.inside("ip", "netns", "add", "load")
         job = f"load.rollout.{name}.load"
@@ -218,11 +225,14 @@ def picture(machine: Machine) -> set[str]:
         "route": "ip route; ip rule; ip -6 rule",
         "user": "cat /etc/passwd /etc/group",
         "unit": "systemctl list-unit-files --no-legend --state=enabled,disabled",
-        "file": "ls -d /run/* /var/lib/* /var/lib/private/* /var/cache/* /opt/* /etc/* /usr/local/bin/*",
+        "file": "ls -d /run/* /var/lib/* /var/lib/private/* /var/log/* /var/cache/* /opt/* /etc/* /etc/*.d/* "
+        "/etc/systemd/system/* /etc/systemd/system/*.wants/* /usr/local/bin/*",
         "process": "ps -eo args= | grep -e [a]ppliance -e [n]ats",
-        "filter": "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding",
+        "forwarding": "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding",
+        "namespace": "ip netns",
     }
     found = {name: machine.inside("sh", "-c", command, check=False) for name, command in commands.items()}
+    found["rule"] = run("ip", "netns", "exec", machine.namespace, "nft", "list", "ruleset")
     return {f"{name} {line}" for name, lines in found.items() for line in lines.splitlines()}
 
 
@@ -250,13 +260,15 @@ def before(site: Site) -> dict[str, set[str]]:
         ({"appliance_node_id": "0" * 24}, "appliance_node_id: expected another one on each gateway"),
         ({"appliance_python": "python2"}, r"expected Python 3.11 or later with venv as python2 \(appliance_python"),
         ({"cluster_mqtt": "everywhere"}, 'cluster_mqtt: expected HOST:PORT, got "everywhere"'),
+        ({"cluster_tls": False}, "cluster_tls: expected true, as the group cluster has several hosts"),
     ],
     ids=lambda it: next(iter(it)) if isinstance(it, dict) else "",
 )
 def test_a_wrong_variable_fails_before_anything_is_touched(
     site: Site, before: dict[str, set[str]], variables: dict[str, Any], said: str
 ) -> None:
-    limit = {"appliance_node_id": "gateways", "cluster_mqtt": "cluster"}.get(next(iter(variables)), GATEWAY1.name)
+    limits = {"appliance_node_id": "gateways", "cluster_mqtt": "cluster", "cluster_tls": CLUSTER[0].name}
+    limit = limits.get(next(iter(variables)), GATEWAY1.name)
     output = " ".join(play(site, "install", "--limit", limit, fails=True, **variables).split())
     assert re.search(said, output.replace('\\"', '"')), output
     assert changed(before) == []
@@ -269,38 +281,79 @@ def test_check_mode_tells_what_would_be_done_and_does_nothing(site: Site, before
     assert changed(before) == []
 
 
-def test_install_and_verify(site: Site) -> None:
+def test_one_command_from_empty_machines_to_traffic(site: Site) -> None:
     for gateway in GATEWAYS:
         lend_compiled(gateway)
-    play(site, "install")
+    said = control("make", "rollout", f"INVENTORY={INVENTORY}", at=ROOT)
+    for machine in GATEWAYS:
+        assert said.count(f"'{machine.name}'") >= 2, said  # heard by both gateways, over IPv4 and IPv6
     for gateway in GATEWAYS:
         assert gateway.inside("systemctl", "is-active", "edge-appliance").strip() == "active"
         gateway.inside("systemd-analyze", "verify", "/etc/systemd/system/edge-appliance.service")
     for host in CLUSTER:
         host.inside("systemd-analyze", "verify", "/etc/systemd/system/edge-cluster.service")
-    said = play(site, "verify")
-    for machine in GATEWAYS:
-        assert said.count(f"'{machine.name}'") >= 2, said  # heard by both gateways, over IPv4 and IPv6
+    assert not set(CLUSTER[0].inside("ls", "/etc/edge-cluster/pki").split()) & {"ca.key", "nodes.tar"}
+    assert ".key" not in CLUSTER[0].inside("ls", "/etc/edge-cluster/pki/nodes")
 
 
 def test_the_second_run_changes_nothing(site: Site) -> None:
     assert changes(play(site, "install")) == {machine.name: 0 for machine in MACHINES}
-    assert set(changes(play(site, "install", "--check")).values()) == {0}
+    checked = play(site, "install", "--check", "--limit", f"{CLUSTER[0].name},{GATEWAY1.name}")
+    assert set(changes(checked).values()) == {0}
+
+
+def test_a_broker_of_several_does_not_become_one_alone(site: Site) -> None:
+    alone = CACHE / "alone.yml"
+    alone.write_text(yaml.safe_dump(inventory(site, CLUSTER[:1])))
+    said = " ".join(play(site, "install", "-i", str(alone), "--limit", "cluster", fails=True).split())
+    assert "the group cluster: expected several hosts, as the broker of cluster1 is one of several, got 1" in said
 
 
 def test_a_reloadable_key_is_reloaded_and_another_one_restarts(site: Site) -> None:
     started = [status(gateway)["node"]["started"] for gateway in GATEWAYS]
-    play(site, "install", appliance_config={"log": {"level": "debug"}})
+    gateways = ("--limit", "gateways")
+    play(site, "install", *gateways, appliance_config={"log": {"level": "debug"}})
     assert [status(gateway)["node"]["started"] for gateway in GATEWAYS] == started
-    play(site, "install", appliance_config={"workers": {"busy_poll": 1}})
+    play(site, "install", *gateways, appliance_config={"workers": {"busy_poll": 1}})
     assert all(status(gateway)["node"]["started"] > then for gateway, then in zip(GATEWAYS, started, strict=True))
-    play(site, "install")
+    play(site, "install", *gateways)
 
 
 @pytest.fixture(scope="module")
 def load(site: Site) -> Load:
     """Traffic, for the chapters that follow."""
     return Load()
+
+
+def broker(gateway: Machine) -> str:
+    """The address of the broker that a gateway is connected to; empty if it is not."""
+    cluster = status(gateway)["cluster"]
+    return str(cluster["broker"]).split("/")[-1].partition(":")[0] if cluster["connected"] else ""
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Waits for a condition."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_cluster_host_may_be_away(site: Site, load: Load) -> None:
+    load.take()
+    assert broker(GATEWAY1) != broker(GATEWAY2), "gateways begin with another broker each"
+    away = next(host for host in CLUSTER if host.address == broker(GATEWAY1))
+    here = next(host for host in CLUSTER if host is not away)
+    away.inside("systemctl", "kill", "--signal=KILL", "edge-cluster")
+    away.inside("systemctl", "stop", "edge-cluster")
+    until(lambda: broker(GATEWAY1) not in ("", away.address))
+    here.inside("sh", "-c", f"printf '{DESCRIPTOR.format(name='away')}' | {APPLIANCE} deploy /dev/stdin")
+    here.inside(APPLIANCE, "undeploy", "load.rollout.away.load")
+    away.inside("systemctl", "start", "edge-cluster")
+    until(lambda: "load.rollout.echo.load" in away.inside(APPLIANCE, "services", check=False))
+    seen = load.take()
+    print("a cluster host away:", seen)
+    assert (seen["broken"], seen["lost"]) == (0, 0), seen
 
 
 def test_an_upgrade_breaks_no_connection(site: Site, load: Load) -> None:
@@ -341,4 +394,4 @@ def test_remove_leaves_nothing(site: Site, before: dict[str, set[str]]) -> None:
     assert changed(before) == []
     for machine in MACHINES:
         left = {it for it in machine.files() if "edge" in it or "appliance" in it}
-        assert not left
+        assert not left, left
