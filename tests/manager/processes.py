@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-READY_S = 20.0
+READY_S = 60.0
 ROOT = Path(__file__).parent.parent.parent
 
 
