@@ -85,7 +85,7 @@ rollout: $(BUNDLE) $(ANSIBLE) ## install on all hosts of an inventory, and verif
 
 rollout-test: $(BUNDLE) $(ANSIBLE) $(WARM) ## the playbooks, against machines of network namespaces that boot Debian; minutes
 	cd ansible && ../$(BIN)/ansible-lint -q
-	$(BIN)/pytest -v -rs --durations=0 ansible/tests
+	$(BIN)/pytest -v ansible/tests
 
 packages:
 	@missing=$$(PYTHON=$(PYTHON) .ci/packages); test -z "$$missing" || { \
