@@ -63,6 +63,7 @@ from appliance.cluster.commands import (
 )
 from appliance.cluster.interests import HINT_QUIET, Interest
 from appliance.cluster.known import Known
+from appliance.cluster.memo import Memo
 from appliance.cluster.messages import (
     ClusterNode,
     Exposed,
@@ -109,6 +110,7 @@ class Session:
         self._ranges = ranges
         self._chance = chance
         self._known = Known(here)
+        self._memo = Memo()
         self._list: Retained[ClusterNode] = Retained()
         self._exposed: Retained[Exposed] = Retained()
         self._health: dict[tuple[str, int], bool] = {}
@@ -345,7 +347,7 @@ class Session:
     def _take(self, topic: str, payload: bytes, now: float) -> None:
         job = topic.removeprefix("jobs/").removesuffix("/updates_available")
         if topic == topics.of_node(self._node, topics.QUERY_RESULT):
-            self._take_result(parse_answer(TableQueryResult, payload), now)
+            self._take_result(payload, now)
         elif topic == topics.of_node(self._node, topics.SUBNETWORK_RESULT):
             self._take_subnetwork(parse_answer(SubnetworkResult, payload))
         elif topic == topics.updates(job) and job in self._interests:
@@ -400,12 +402,10 @@ class Session:
         else:
             self._timers.set(Timer("hint", interest.job), at)
 
-    def _take_result(self, result: TableQueryResult, now: float) -> None:
+    def _take_result(self, payload: bytes, now: float) -> None:
         """An answer is for the question that it repeats; without one, news of an interest are welcome all the same."""
-        self._ranges.check_result(result)
+        result = self._memo.get(payload) or self._checked(payload)
         key = result.query_key or result.job
-        if not is_address(key) and key != result.job:
-            raise MessageError(f"query_key: expected the app_name, or an address, got {key[:80]!r}")
         query = self._queries.get(key)
         if (query is None or not query.sent) and result.job not in self._interests:
             self.counters["unexpected"] += 1
@@ -414,7 +414,18 @@ class Session:
         self._close(key)
         if result.job:
             self._learn(result, now)
+        if result.job in self._interests:
+            self._memo.put(payload, result)
         self._settle(key, result, now)
+
+    def _checked(self, payload: bytes) -> TableQueryResult:
+        """An answer. Raises MessageError with the first field that is wrong, or that no table may have."""
+        result = parse_answer(TableQueryResult, payload)
+        self._ranges.check_result(result)
+        key = result.query_key
+        if key and key != result.job and not is_address(key):
+            raise MessageError(f"query_key: expected the app_name, or an address, got {key[:80]!r}")
+        return result
 
     def _learn(self, result: TableQueryResult, now: float) -> None:
         interest = self._interests.get(result.job)
@@ -453,6 +464,7 @@ class Session:
         self._say(requests.interest_remove(interest.job))
         self._commands.append(Unsubscribe((topics.updates(interest.job),)))
         self._change(self._known.forget(interest.job))
+        self._memo.forget(interest.job)
 
     def _settle(self, key: str, result: TableQueryResult, now: float) -> None:
         """Tells those who wait for a key. An answer without the address that was asked for is none."""

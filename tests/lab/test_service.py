@@ -2,11 +2,13 @@
 
 import json
 import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 
+from appliance.config import Config
 from appliance.lab import measure
 from appliance.lab.demo import owning
 from appliance.lab.lifecycle import Lab
@@ -219,3 +221,11 @@ def drops(lab: Lab, node: int, reason: str) -> int:
     """Packets from containers that a node's workers have dropped for a reason."""
     workers = lab.api(lab.plan.nodes[node]).status()["workers"]
     return sum(it["drops"]["tun"].get(reason, 0) for it in workers)
+
+
+@by_family
+def test_a_client_may_have_the_tunnels_port_as_its_own(lab: Lab, family: Family) -> None:
+    """As the kernel gives it to one of 28,000 sockets."""
+    target, own = instance_ip(lab, lab.plan.web[1], family), str(Config().tunnel.port)
+    command = (sys.executable, "-m", "appliance.lab.probe", target, "--times", "1", "--own-port", own)
+    assert {it["protocol"] for it in json.loads(run(lab, "client1", *command))} == {"tcp", "udp"}
