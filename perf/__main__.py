@@ -104,6 +104,15 @@ def tables(output: Path | None) -> None:
     _finished(measure_tables().study(), output)
 
 
+@main.command()
+@OUTPUT
+def resync(output: Path | None) -> None:
+    """How long a node takes to catch up with its cluster over a real broker, with 10,000 services."""
+    from perf.resync import measure as measure_resync
+
+    _finished(measure_resync().study(), output)
+
+
 @main.command("path")
 @OUTPUT
 def path_(output: Path | None) -> None:

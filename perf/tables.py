@@ -93,12 +93,12 @@ def measure() -> Result:
     """All of it, once."""
     compile_publisher()
     publisher = Publisher(CAPACITY)
-    publication = Publication(Catalogue(publisher), _here(1))
+    publication = Publication(Catalogue(publisher), here(1))
     node = _Node(publication)
     first, again = node.takes(moved=False), node.takes(moved=False)
     other = node.takes(moved=True)
     node.takes(moved=False)
-    moved = _seconds(lambda: publication.move(_here(2)))
+    moved = _seconds(lambda: publication.move(here(2)))
     tables = publisher.descriptor()
     size = os.fstat(tables).st_size
     ours, theirs = Pipe()
@@ -131,7 +131,7 @@ class _Node:
 
     def __init__(self, publication: Publication) -> None:
         self._publication = publication
-        self._session = Session(NODE, _here(1), Times(), RANGES)
+        self._session = Session(NODE, here(1), Times(), RANGES)
         self._settling = Settling(YOUNG_MAX)
         self._topic = topics.of_node(NODE, topics.QUERY_RESULT)
         self._session.connected(0.0)
@@ -200,7 +200,8 @@ def _service_ip(kind: str, v4: IPv4Address, v6: IPv6Address) -> dict[str, str]:
     return {"IpType": kind, "Address": str(v4), "Address_v6": str(v6)}
 
 
-def _here(number: int) -> Endpoint:
+def here(number: int) -> Endpoint:
+    """Where a node is reached."""
     return Endpoint(IPv4Address(f"192.0.2.{number}"), 50103)
 
 
