@@ -34,7 +34,7 @@ FEW, MANY, TOGETHER = 10, 100_000, 64
 """Flows: what MANY are compared with, and what the workers of one node share."""
 CACHED: Final = 1_000
 """Flows that fit the caches: what the model is made of."""
-TABLE = "workers.flows=131072"
+SETTINGS: Final = ("workers.flows=131072", "workers.count=1")
 WORKERS: Final = (1, 2)
 SETTLE_S = 0.1
 """After the last packet was sent, until it was handled and counted."""
@@ -134,7 +134,7 @@ def _sample(lab: Lab, tool: Tool, seconds: float, *, through: bool) -> Sample:
 
 def measure(rounds: int, seconds: int, report: run.Report) -> Study:
     """All of it. Raises NetError, ToolError, LabError, ApiError."""
-    plan = Plan(systems=("appliance",), scenarios=(), repeats=rounds, seconds=seconds, settings=(TABLE,))
+    plan = Plan(systems=("appliance",), scenarios=(), repeats=rounds, seconds=seconds, settings=SETTINGS)
     crowds: dict[int, list[Sample]] = {flows: [] for flows in FLOWS}
     shared: dict[int, list[Sample]] = {count: [] for count in WORKERS}
     with run.session(plan, report):
@@ -142,7 +142,7 @@ def measure(rounds: int, seconds: int, report: run.Report) -> Study:
         (server,) = lab.plan.web
         net.run(*inside(server.namespace, ["nft", "-f", "-"]), stdin=DROP)
         for count in WORKERS:
-            reconfigure((f"workers.count={count}",))
+            reconfigure((f"workers.count={count}",) if count > 1 else ())
             for _ in range(rounds):
                 for flows in FLOWS if count == 1 else ():
                     crowds[flows].append(of_container(lab, flows, seconds))

@@ -14,9 +14,6 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.dataplane.steering import steer
-from appliance.dataplane.wire.checksum import fold
-from appliance.tables import layout
 from perf.load.native import IOVEC, MESSAGE, NOWHERE, SECOND, addresses, compiled, monotonic, sendmmsg
 from perf.load.udp import SO_RCVBUFFORCE, Sent
 
@@ -59,7 +56,9 @@ def packets(source: str, destination: str, flows: int) -> Rows:
     header = struct.pack("!BBHHHBBH", 0x45, 0, rows.shape[1], 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
     ends = ipaddress.IPv4Address(source).packed + ipaddress.IPv4Address(destination).packed
     rows[:, :IPV4] = np.frombuffer(header + ends, np.uint8)
-    checksum = 0xFFFF - fold(sum(struct.unpack("!10H", header + ends)))
+    total = sum(struct.unpack("!10H", header + ends))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = 0xFFFF - ((total & 0xFFFF) + (total >> 16))
     rows[:, 10:12] = np.frombuffer(struct.pack("!H", checksum), np.uint8)
     rows[:, IPV4:] = inner
     return _in_trains(rows, destination)
@@ -67,6 +66,9 @@ def packets(source: str, destination: str, flows: int) -> Rows:
 
 def _in_trains(rows: Rows, destination: str) -> Rows:
     """Rows in another order: TRAIN neighbours are of one class, and the classes of the trains take random turns."""
+    from appliance.dataplane.steering import steer  # compiled here, where it is needed
+    from appliance.tables import layout
+
     ports = rows[:, IPV4 : IPV4 + 4].copy().view(">u2").astype(np.int64)
     local = layout.words(destination)
     known = {(sport, dport): int(steer(*local, sport, dport)) % CLASSES for sport, dport in np.unique(ports, axis=0)}
