@@ -188,6 +188,17 @@ def latency(
 
 
 @main.command()
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@SECONDS_OPTION
+@OUTPUT
+def flows(rounds: int, seconds: int, output: Path | None) -> None:
+    """Two nodes, kernel included: a packet's cost against live flows, and what a second worker adds."""
+    from perf.flows import measure as measure_flows
+
+    _finished(_orderly(lambda: measure_flows(rounds, seconds, _say)), output)
+
+
+@main.command()
 @OUTPUT
 def calibrate(output: Path | None) -> None:
     """The generators against themselves, iperf3 and sockperf; fails if they are apart by more than a tenth."""

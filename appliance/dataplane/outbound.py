@@ -62,13 +62,12 @@ LOOPBACK_HI, LOOPBACK_LO = layout.words("127.0.0.1")
 @njit
 def reserve(w):
     """Make room in the read buffer for a packet of any size; gives its place."""
-    runs = w.run[0]
-    if runs.segments == 0:
-        runs.base = 0
-    elif runs.base + _READ_MAX > limits.READ_BUFFER:
+    if w.run_open == 0:
+        w.read_base = 0
+    elif w.read_base + _READ_MAX > limits.READ_BUFFER:
         run.flush(w)
-        runs.base = 0
-    return runs.base
+        w.read_base = 0
+    return w.read_base
 
 
 @njit
@@ -107,7 +106,7 @@ def accept(w, at, length, passed_on, piece):
     ``piece``: not 0 if it was put together from pieces of this size.
     """
     used = packet(w, at, length, passed_on, piece)
-    w.run[0].base = at + ((used + 63) & ~63)
+    w.read_base = at + ((used + 63) & ~63)
 
 
 @njit

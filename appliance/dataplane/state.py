@@ -76,7 +76,6 @@ RUN = np.dtype(
         ("size", "i8"),  # bytes of every segment but a shorter last
         ("total", "i8"),
         ("closed", "i8"),  # the last one was shorter: nothing may follow
-        ("base", "i8"),  # where in the read buffer the next packet goes
     ]
 )
 
@@ -152,12 +151,15 @@ WORKER = np.dtype(
         ("events", "u1", (EVENTS * EVENT_SIZE,)),
         ("scratch", "i8", (8,)),
         # outbound
-        ("run", RUN, (1,)),
-        ("run_iov", "i8", (2 * VECTORS,)),
+        ("run", RUN, (limits.RUNS,)),
+        ("run_open", "i8"),  # a bit for each that holds packets
+        ("run_place", "i8"),  # which was prepared last
+        ("read_base", "i8"),  # where in the read buffer the next packet goes
+        ("run_iov", "i8", (limits.RUNS * 2 * VECTORS,)),
         ("run_message", "i8", (MSGHDR_WORDS,)),
         ("run_control", "i8", (CONTROL_WORDS,)),
         ("run_name", "u1", (NAME_SIZE,)),
-        ("run_headers", "u1", ((limits.UDP_SEGMENTS_MAX + 1) * limits.HEADER_MAX,)),
+        ("run_headers", "u1", (limits.RUNS * (limits.UDP_SEGMENTS_MAX + 1) * limits.HEADER_MAX,)),
         # inbound
         ("merge", MERGE, (1,)),
         ("merge_iov", "i8", (2 * (limits.COALESCE_SEGMENTS + 2),)),

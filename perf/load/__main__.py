@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from perf.load import connects, openloop, tcp, udp
+from perf.load import connects, crowd, openloop, tcp, udp
 
 
 def work(task: Callable[[], Any]) -> None:
@@ -54,6 +54,31 @@ def udp_sink(port: int) -> None:
     """Count UDP packets until no more come."""
     with udp.sink(port) as endpoint:
         work(lambda: udp.count(endpoint))
+
+
+@main.command()
+@click.argument("address")
+@click.argument("flows", type=int)
+@click.argument("seconds", type=float)
+def crowd_container(address: str, flows: int, seconds: float) -> None:
+    """Send UDP packets of FLOWS flows from a container."""
+    with crowd.of_container(address, flows) as source:
+        source.send(crowd.WARM_S)
+        work(lambda: source.send(seconds))
+
+
+@main.command()
+@click.argument("node")
+@click.argument("port", type=int)
+@click.argument("source")
+@click.argument("destination")
+@click.argument("flows", type=int)
+@click.argument("seconds", type=float)
+def crowd_node(node: str, port: int, source: str, destination: str, flows: int, seconds: float) -> None:
+    """Send UDP packets of FLOWS flows from one container to another, as a node does."""
+    with crowd.of_node(node, port, source, destination, flows) as packets:
+        packets.send(crowd.WARM_S)
+        work(lambda: packets.send(seconds))
 
 
 @main.command()

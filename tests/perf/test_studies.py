@@ -94,6 +94,7 @@ def test_every_command_has_a_sentence():
         "report",
         "smoke",
         "path",
+        "flows",
         "loss",
         "latency",
         "storm",
