@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.cluster import session as module
 from appliance.cluster.commands import Assigned, Changed, Command, Flush, NodesChanged, Publish, Refused, Subscribe
 from appliance.cluster.interests import HINT_QUIET
 from appliance.cluster.messages import ClusterNode, MessageError, entries, parse_results
@@ -563,6 +564,36 @@ def test_an_interest_that_was_given_up_can_begin_again() -> None:
     commands = node.need()
     assert subscribed(commands) == [NOTICES]
     assert queries(commands) == [JOB]
+
+
+def test_an_answer_that_says_the_same_is_as_good_as_one_that_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    node.follow(job=OTHER)
+    node.follow()
+    node.disconnect()
+    node.connect()
+    monkeypatch.setattr(module, "parse_answer", None)
+    assert answers(node.answer(instance())) == [(JOB, True)]
+    assert changed(node.last) == set()
+    assert answers(node.answer(instance(), job=OTHER)) == [(OTHER, True)]
+    assert node.session.staleness(node.now) == 0
+
+
+def test_only_the_last_answer_about_a_job_is_remembered() -> None:
+    node = Node()
+    node.follow()
+    assert changed(node.answer(instance(1))) == {JOB}
+    assert changed(node.answer(instance())) == {JOB}
+    assert [it.number for it in node.session.jobs[JOB].instances] == [0]
+
+
+def test_an_answer_is_read_anew_once_its_job_was_given_up() -> None:
+    node = Node()
+    node.follow()
+    node.wait(10.1)
+    node.answer(instance())
+    node.need()
+    assert changed(node.answer(instance())) == {JOB}
 
 
 class ExistingManager:
