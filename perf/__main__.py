@@ -148,6 +148,18 @@ def storm(output: Path | None, **setting: Any) -> None:
 
 
 @main.command()
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=30.0, show_default=True)
+@OUTPUT
+def soak(minutes: float, output: Path | None) -> None:
+    """Call three nodes for long while everything changes; fails if memory grows, or a drop has no excuse."""
+    from perf.soak import measure as measure_soak
+
+    study, good = _orderly(lambda: measure_soak(minutes, _say))
+    _finished(study, output)
+    sys.exit(int(not good))
+
+
+@main.command()
 @click.option("--systems", type=Names(SYSTEM_NAMES, GROUPS), default=GROUPS["usual"], help="Comma-separated.")
 @click.option("--flows", type=click.IntRange(1), default=64, show_default=True)
 @SECONDS_OPTION
