@@ -82,8 +82,9 @@ class Unstopped:
 
     def call(self) -> None:
         """One datagram and its answer. Raises OSError."""
+        self._talker.setblocking(False)
         with suppress(BlockingIOError):  # answers that came too late
-            while self._talker.recv(DATAGRAM_MAX, socket.MSG_DONTWAIT):
+            while self._talker.recv(DATAGRAM_MAX):
                 pass
         self._talker.settimeout(LATE_S)
         self._talker.sendto(b"who are you?", self._target)
