@@ -51,11 +51,13 @@ def drained(lab: Lab, number: int) -> str:
 
 
 def removed(lab: Lab, number: int) -> str:
-    """The last instance detached while it is called, and attached again."""
+    """The last instance detached while it is called, and its servers ended, as a runtime does; then another one."""
     web = lab.plan.web[-1]
     api = lab.api(web.node)
     api.detach(web.service, web.instance)
+    processes.kill(processes.members(lab.plan.spec.name, [web.namespace]))
     time.sleep(AWAY_S)
+    lifecycle.start_servers(lab.files, lab.plan, [web])
     api.attach(web.service, web.instance, {"netns": web.namespace})
     return web.name
 
@@ -168,8 +170,21 @@ KINDS: Final[dict[str, Callable[[Lab, int], str]]] = {
 }
 """In the order of a round."""
 
-EXPLAINED: Final[dict[tuple[str, str], tuple[tuple[str, ...], str]]] = {}
+EXPLAINED: Final[dict[tuple[str, str], tuple[tuple[str, ...], str]]] = {
+    ("wire", "not-local"): (
+        ("instance removed", "service"),
+        "another node sent before it heard that the instance went",
+    ),
+    ("tun", "unknown-service"): (("service",), "last words of connections to a service that is gone"),
+}
 """For each direction and reason, the changes that explain it, and why."""
 
-FORGIVEN: Final[dict[str, tuple[str, ...]]] = {}
-"""For each kind of call, the changes during which it may fail."""
+FORGIVEN: Final[dict[str, tuple[str, ...]]] = {
+    "connection": ("instance removed",),
+    "datagram": ("instance removed", "worker killed"),
+    "unstopped": ("instance removed", "worker killed"),
+    "download": ("instance removed",),
+    "kept": (),
+}
+"""For each kind of call, the changes during which it may fail: an instance that is removed takes along the calls that
+it has, a killed worker the datagrams that it has in hand."""

@@ -1,8 +1,8 @@
 """A soak: three nodes are called in every way for a long time, while instances, services, workers and offloads change.
 
 Every client calls the demo service (`perf.load.calls`), node 2's over IPv6. One change after the other is made
-(`perf.churn`), QUIET_S apart. Each second the drops are looked at, and at the end of each pause the memory (PSS) and
-the descriptors of every process. The verdict:
+(`perf.churn`), QUIET_S apart. Each second the drops are looked at, and at the end of each pause the memory and the
+descriptors of every process: anonymous and shared pages, shared ones counted in part. The verdict:
 
 - memory and descriptors are flat: after the warm-up, the first third, the slope of each role's sum (the median of the
   slopes between all pairs of moments, Theil and Sen's, which no outlier moves) makes no more than FLAT of it;
@@ -15,12 +15,14 @@ Workers have small flow tables, FLOWS, so that all their memory is used before t
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -40,6 +42,10 @@ QUIET_S: Final = 4.0
 LATE_S: Final = 3.0
 FLAT: Final = 0.03
 """Part of a role's memory or descriptors that its slope may make, from the end of the warm-up to the end."""
+SHOWN: Final = 4
+"""Moments of what nothing explains that a sentence repeats."""
+LOGS: Final = Path(".cache/perf/soak-logs")
+"""Where the logs of nodes and cluster go, those of the last soak."""
 FAMILIES: Final[tuple[Family, ...]] = ("v4", "v6", "v4")
 
 Report = Callable[[str], None]
@@ -87,13 +93,24 @@ def measure(minutes: float, report: Report) -> tuple[Study, bool]:
         lab = lifecycle.up(
             Spec(name=NAME, nodes=len(FAMILIES), instances=churn.INSTANCES, workers=(2,), settings=settings), report
         )
-        seen = soak(lab, 60 * minutes, report)
+        try:
+            seen = soak(lab, 60 * minutes, report)
+        finally:
+            _keep_logs(lab)
     finally:
         lifecycle.down(NAME)
     checks = list(judge(seen))
     for check in checks:
         report(f"{'ok   ' if check.true else 'WRONG'} {check.sentence}")
     return _study(seen, checks), all(it.true for it in checks)
+
+
+def _keep_logs(lab: Lab) -> None:
+    """What happened, for whoever wants to know why."""
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir(parents=True)
+    for host in lab.plan.hosts:
+        shutil.copy(lab.files.log(host.name), LOGS / f"{host.name}.log")
 
 
 # --- Work ---------------------------------------------------------------------------------------
@@ -178,8 +195,7 @@ def _drops(seen: Seen) -> Iterator[Check]:
         bare = [it for it in grown if not _comes_of(seen.changes, kinds, it.began, it.ended)]
         sentence = f"dropped, {' '.join(key)}: {sum(it.packets for it in grown):,} packets ({why})"
         if bare:
-            during = sorted({it.kind for one in bare for it in seen.changes if it.meets(one.began, one.ended)})
-            sentence += f"; unexplained: {sum(it.packets for it in bare):,}, during {', '.join(during) or 'no change'}"
+            sentence += f"; unexplained: {sum(it.packets for it in bare):,}, {_when(seen, bare)}"
         yield Check(sentence, not bare)
     yield Check(f"moments whose drops could not be read: {seen.unread}", seen.unread == 0)
 
@@ -190,9 +206,17 @@ def _calls(seen: Seen) -> Iterator[Check]:
         bare = [it for it in failed if not _comes_of(seen.changes, churn.FORGIVEN.get(kind, ()), it.began, it.ended)]
         sentence = f"calls, {kind}: {calls:,}, of which {len(failed)} failed"
         if bare:
-            during = Counter(it.kind for one in bare for it in seen.changes if it.meets(one.began, one.ended))
-            sentence += f"; not forgiven: {len(bare)}, during {dict(during)}, as {bare[0].why!r}"
+            sentence += f"; not forgiven: {len(bare)}, {_when(seen, bare)}, as {bare[0].why!r}"
         yield Check(sentence, not bare)
+
+
+def _when(seen: Seen, bare: Iterable[Growth | Failure]) -> str:
+    """The first moments, and what changed then."""
+    moments = []
+    for one in list(bare)[:SHOWN]:
+        kinds = [it.kind for it in seen.changes if it.meets(one.began, one.ended)]
+        moments.append(f"{one.began - seen.began:.1f} s ({', '.join(kinds) or 'no change'})")
+    return "at " + ", ".join(moments)
 
 
 def _comes_of(changes: Iterable[Change], kinds: Sequence[str], began: float, ended: float) -> bool:

@@ -28,7 +28,7 @@ Drops = dict[tuple[str, str], int]
 
 @dataclass(frozen=True)
 class Memory:
-    """One moment's MiB (PSS), descriptors and processes by role, of the whole lab."""
+    """One moment's MiB, descriptors and processes by role, of the whole lab."""
 
     at: float
     mib: Mapping[str, float]
@@ -42,7 +42,7 @@ def memory(lab: Lab) -> Memory:
     sizes: dict[str, float] = {}
     for role, pid in _roles(lab):
         try:
-            pss, opened = meter.pss_mib(pid), len(list(Path(f"/proc/{pid}/fd").iterdir()))
+            pss, opened = meter.own_pss_mib(pid), len(list(Path(f"/proc/{pid}/fd").iterdir()))
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
         sizes[role] = sizes.get(role, 0.0) + pss
