@@ -73,9 +73,11 @@ def pss_mib(pid: int) -> float:
     return sum(_rollup(pid, "Pss"))
 
 
-def own_pss_mib(pid: int) -> float:
-    """The same without the pages of files: those of a library fall when whoever else uses it starts."""
-    return sum(_rollup(pid, "Pss_Anon", "Pss_Shmem"))
+def own_and_shared_mib(pid: int) -> tuple[float, float]:
+    """The same without the pages of files, as those of a library fall when whoever else uses it starts: anonymous pages,
+    and those of memory that processes share. Raises OSError."""
+    own, shared = _rollup(pid, "Pss_Anon", "Pss_Shmem")
+    return own, shared
 
 
 def _rollup(pid: int, *names: str) -> list[float]:

@@ -2,10 +2,10 @@
 
 Every client calls the demo service (`perf.load.calls`), node 2's over IPv6. One change after the other is made
 (`perf.churn`), QUIET_S apart. Each second the drops are looked at, and at the end of each pause the memory and the
-descriptors of every process: anonymous and shared pages, shared ones counted in part. The verdict:
+descriptors of every process, and what they share. The verdict:
 
 - memory and descriptors are flat: after the warm-up, the first third, the slope of each role's sum (the median of the
-  slopes between all pairs of moments, Theil and Sen's, which no outlier moves) makes no more than FLAT of it;
+  slopes between all pairs of moments, Theil and Sen's, which no outlier moves) makes less than FLAT for each process;
 - every drop has a reason that a change explains (`churn.EXPLAINED`), and happened during such a change or at most
   LATE_S after it: what grows in a pause is unexplained;
 - every call that failed did so during a change that may cost it (`churn.FORGIVEN`).
@@ -40,8 +40,8 @@ FLOWS: Final = 8192
 QUIET_S: Final = 4.0
 """Between two changes; what a change may cost must have ended LATE_S after it."""
 LATE_S: Final = 3.0
-FLAT: Final = 0.03
-"""Part of a role's memory or descriptors that its slope may make, from the end of the warm-up to the end."""
+FLAT: Final = {"MiB": 1.0, "descriptors": 0.5, "processes": 0.5}
+"""What a process's part of a slope may make, from the end of the warm-up to the end."""
 SHOWN: Final = 4
 """Moments of what nothing explains that a sentence repeats."""
 LOGS: Final = Path(".cache/perf/soak-logs")
@@ -170,16 +170,16 @@ def judge(seen: Seen) -> Iterator[Check]:
     measured = seen.memory[len(seen.memory) // 3 :]
     for what, series in (("MiB", "mib"), ("descriptors", "descriptors"), ("processes", "processes")):
         for role in sorted({role for it in measured for role in getattr(it, series)}):
-            yield flat(role, what, [(it.at, float(getattr(it, series).get(role, 0))) for it in measured])
+            processes = max(1, max(it.processes.get(role, 0) for it in measured))
+            yield flat(role, what, [(it.at, float(getattr(it, series).get(role, 0))) for it in measured], processes)
     yield from _drops(seen)
     yield from _calls(seen)
 
 
-def flat(role: str, what: str, points: Sequence[tuple[float, float]]) -> Check:
-    """Whether a series does not rise: by its slope, over its length, no more than FLAT of its median."""
+def flat(role: str, what: str, points: Sequence[tuple[float, float]], processes: int) -> Check:
+    """Whether a series of so many processes does not rise: by its slope, over its length, less than FLAT for each."""
     usual, rise = median(it for _, it in points), slope(points) * (points[-1][0] - points[0][0])
-    share = rise / usual if usual else 0.0
-    return Check(f"{role}: {what} {usual:.4g}, {share:+.1%} by its slope", share <= FLAT)
+    return Check(f"{role}: {what} {usual:.4g}, by its slope {rise:+.2f}", rise < FLAT[what] * processes)
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:

@@ -22,6 +22,9 @@ TX_DROPPED: Final = 11
 PERIOD_S: Final = 1.0
 SOCKETS: Final = {"Udp": "snmp", "Udp6": "snmp6"}
 
+SHARED: Final = "tables, flows, counters"
+"""What processes of a node share, each its part."""
+
 Drops = dict[tuple[str, str], int]
 """Packets by direction and reason. The direction `kernel` has what was lost before a worker saw it."""
 
@@ -39,13 +42,15 @@ class Memory:
 def memory(lab: Lab) -> Memory:
     """Of all processes of nodes and cluster; the servers and callers in containers are not ours to judge."""
     descriptors, count = Counter[str](), Counter[str]()
-    sizes: dict[str, float] = {}
+    sizes: dict[str, float] = {SHARED: 0.0}
     for role, pid in _roles(lab):
         try:
-            pss, opened = meter.own_pss_mib(pid), len(list(Path(f"/proc/{pid}/fd").iterdir()))
+            own, shared = meter.own_and_shared_mib(pid)
+            opened = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
-        sizes[role] = sizes.get(role, 0.0) + pss
+        sizes[role] = sizes.get(role, 0.0) + own
+        sizes[SHARED] = sizes.get(SHARED, 0.0) + shared
         descriptors[role] += opened
         count[role] += 1
     return Memory(time.monotonic(), sizes, descriptors, count)
