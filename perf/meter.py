@@ -74,8 +74,8 @@ def pss_mib(pid: int) -> float:
 
 
 def own_and_shared_mib(pid: int) -> tuple[float, float]:
-    """The same without the pages of files, as those of a library fall when whoever else uses it starts: anonymous pages,
-    and those of memory that processes share. Raises OSError."""
+    """The same without the pages of files, as those of a library fall when whoever else uses it starts: anonymous
+    pages, and those of memory that processes share. Raises OSError."""
     own, shared = _rollup(pid, "Pss_Anon", "Pss_Shmem")
     return own, shared
 
