@@ -51,12 +51,14 @@ def drained(lab: Lab, number: int) -> str:
 
 
 def removed(lab: Lab, number: int) -> str:
-    """The last instance detached while it is called, and its servers ended, as a runtime does; then another one."""
+    """The last instance detached while it is called, and its container ended, as a runtime does; then a new one."""
     web = lab.plan.web[-1]
     api = lab.api(web.node)
     api.detach(web.service, web.instance)
     processes.kill(processes.members(lab.plan.spec.name, [web.namespace]))
+    network.remove([web.namespace])
     time.sleep(AWAY_S)
+    network.add([web.namespace])
     lifecycle.start_servers(lab.files, lab.plan, [web])
     api.attach(web.service, web.instance, {"netns": web.namespace})
     return web.name
@@ -188,3 +190,5 @@ FORGIVEN: Final[dict[str, tuple[str, ...]]] = {
 }
 """For each kind of call, the changes during which it may fail: an instance that is removed takes along the calls that
 it has, a killed worker the datagrams that it has in hand."""
+UNRELIABLE: Final = ("datagram", "unstopped")
+"""Calls that may also fail because the machine lost a packet before anybody saw it (`watch.MACHINE`)."""

@@ -27,6 +27,9 @@ SHARED: Final = "tables, flows, counters"
 
 Drops = dict[tuple[str, str], int]
 """Packets by direction and reason. The direction `kernel` has what was lost before a worker saw it."""
+MACHINE: Final = ("machine", "backlog")
+"""What the machine's CPUs lost on the way between two links, whoever's (second field of /proc/net/softnet_stat): the
+queue that all namespaces share. On a machine that is not overloaded there is none."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def drops(lab: Lab) -> Drops:
                     found[direction, reason] += count
         found["guard", "forged"] += sum(it["frames"] for it in status["forged"])
         found.update(_lost_by_kernel(status["node"]["pid"]))
+    lines = Path("/proc/net/softnet_stat").read_text().splitlines()
+    found[MACHINE] = sum(int(line.split()[1], 16) for line in lines)
     return dict(found)
 
 
