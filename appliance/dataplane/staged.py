@@ -1,9 +1,9 @@
 """The worker's loop once more, with its stages called from Python: a profiler that reads Python's frames sees them.
 
 In ``worker.work`` all time is one frame. While the supervisor sets the word ``STAGED`` (``appliance profile worker``),
-``work`` gives way to ``drive``, which calls the same compiled functions in the same order, each from a Python function of
-its name. A turn costs some microseconds more; flows, tables and what waits stay where they are. What a worker may do
-does not change: nothing is compiled, imported or opened then (``compile_stages`` has done so in the template).
+``work`` gives way to ``drive``, which calls the same compiled functions in the same order, each from a Python function
+of its name. A turn costs some microseconds more; flows, tables and what waits stay where they are. What a worker may
+do does not change: nothing is compiled, imported or opened then (``compile_stages`` has done so in the template).
 """
 
 from __future__ import annotations
