@@ -191,6 +191,20 @@ def latency(
 
 
 @main.command()
+@click.option("--systems", type=Names(SYSTEM_NAMES, GROUPS), default=("vxlan", "appliance"), help="Comma-separated.")
+@click.option("--rates", default="1G,0", show_default=True, help="Of the bulk stream, bit/s; 0: as fast as it goes.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@SECONDS_OPTION
+@OUTPUT
+def mice(systems: tuple[str, ...], rates: str, repeats: int, seconds: int, output: Path | None) -> None:
+    """Request and response beside a bulk stream that the same worker carries."""
+    from perf.mice import measure as measure_mice
+
+    plan = Plan(systems=systems, scenarios=(), repeats=repeats, seconds=seconds, settings=("workers.count=1",))
+    _finished(_orderly(lambda: measure_mice(plan, tuple(rates.split(",")), _say)), output)
+
+
+@main.command()
 @OUTPUT
 def calibrate(output: Path | None) -> None:
     """The generators against themselves, iperf3 and sockperf; fails if they are apart by more than a tenth."""
