@@ -157,6 +157,18 @@ def storm(output: Path | None, **setting: Any) -> None:
 
 
 @main.command()
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=30.0, show_default=True)
+@OUTPUT
+def soak(minutes: float, output: Path | None) -> None:
+    """Call three nodes for long while everything changes; fails if memory grows, or a drop has no excuse."""
+    from perf.soak import measure as measure_soak
+
+    study, good = _orderly(lambda: measure_soak(minutes, _say))
+    _finished(study, output)
+    sys.exit(int(not good))
+
+
+@main.command()
 @click.option("--systems", type=Names(SYSTEM_NAMES, GROUPS), default=GROUPS["usual"], help="Comma-separated.")
 @click.option("--flows", type=click.IntRange(1), default=64, show_default=True)
 @SECONDS_OPTION
@@ -196,6 +208,20 @@ def flows(rounds: int, seconds: int, output: Path | None) -> None:
     from perf.flows import measure as measure_flows
 
     _finished(_orderly(lambda: measure_flows(rounds, seconds, _say)), output)
+
+
+@main.command()
+@click.option("--systems", type=Names(SYSTEM_NAMES, GROUPS), default=("vxlan", "appliance"), help="Comma-separated.")
+@click.option("--rates", default="1G,0", show_default=True, help="Of the bulk stream, bit/s; 0: as fast as it goes.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@SECONDS_OPTION
+@OUTPUT
+def mice(systems: tuple[str, ...], rates: str, repeats: int, seconds: int, output: Path | None) -> None:
+    """Request and response beside a bulk stream that the same worker carries."""
+    from perf.mice import measure as measure_mice
+
+    plan = Plan(systems=systems, scenarios=(), repeats=repeats, seconds=seconds, settings=("workers.count=1",))
+    _finished(_orderly(lambda: measure_mice(plan, tuple(rates.split(",")), _say)), output)
 
 
 @main.command()

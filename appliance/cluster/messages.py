@@ -8,7 +8,7 @@ unknown type is balanced as ``RR``, never taken for an instance's own address.
 
 Additions that other nodes ignore: an instance's ``weight`` and ``state`` (``up``, ``draining``, ``down``), a
 ServiceIP's ``sticky`` (seconds) and ``hash_port``. An instance that is draining or down has weight 0 in every balanced
-ServiceIP; it keeps its addresses, as it may itself call others.
+ServiceIP; it keeps its addresses, as it may itself call others. A notice about a job may list addresses that are gone.
 """
 
 from __future__ import annotations
@@ -212,8 +212,14 @@ class ClusterNode(_Message):
     overlay: int = 2
 
 
+class Notice(_Message):
+    """Something about a job is new. ``gone``: namespace addresses of instances that it has no more."""
+
+    gone: tuple[Any46, ...] = ()
+
+
 _RESULTS = TypeAdapter(list[TableQueryResult])
-_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult, ClusterNode, Exposed)
+_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult, ClusterNode, Exposed, Notice)
 
 
 def parse_results(data: bytes | str, source: str) -> list[TableQueryResult]:

@@ -17,7 +17,8 @@ job is asked for once more, and given up only if there is an answer, as a cluste
 of it again. An existing manager that hears ``interest/remove`` from a node that is not on its list stops listening
 altogether; so it is said once, right after a question, which puts us on the list.
 
-**Notices** lead to a question by name (``Interest`` says when). An answer replaces all of the job; no answer
+**Notices** lead to a question by name (``Interest`` says when), and what they call gone is out of the tables at once:
+a removal takes one message, and not every node's question and answer. An answer replaces all of the job; no answer
 leaves all as it was. As notices can be lost with a manager, a job is asked for every ``refresh`` seconds too.
 
 **Without a connection** nothing is dropped, and nothing is queued but questions that somebody waits for and
@@ -43,6 +44,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -68,6 +70,7 @@ from appliance.cluster.messages import (
     ClusterNode,
     Exposed,
     MessageError,
+    Notice,
     SubnetworkResult,
     TableQueryResult,
     parse_answer,
@@ -351,7 +354,7 @@ class Session:
         elif topic == topics.of_node(self._node, topics.SUBNETWORK_RESULT):
             self._take_subnetwork(parse_answer(SubnetworkResult, payload))
         elif topic == topics.updates(job) and job in self._interests:
-            self._take_hint(self._interests[job], now)
+            self._take_hint(self._interests[job], payload, now)
         elif topic.startswith(topics.NODES):
             self._list_node(topic.removeprefix(topics.NODES), parse_answer(ClusterNode, payload) if payload else None)
         elif topic.startswith(topics.EXPOSED):
@@ -385,14 +388,22 @@ class Session:
         self._timers.cancel(_SUBNET)
         self._commands.append(Assigned(subnetwork))
 
-    def _take_hint(self, interest: Interest, now: float) -> None:
+    def _take_hint(self, interest: Interest, payload: bytes, now: float) -> None:
         self.counters["hints"] += 1
+        self._lose(interest.job, payload)
         interest.age(now)
         query = self._queries.get(interest.job)
         if query is not None:
             interest.again = query.sent
         else:
             self._ask_quietly(interest, now)
+
+    def _lose(self, job: str, payload: bytes) -> None:
+        """What a notice calls gone is not sent to any more; the question that follows confirms it. A notice that says
+        something else is one all the same."""
+        with suppress(MessageError):
+            gone = {it for it in parse_answer(Notice, payload).gone if it is not None}
+            self._change(self._known.lose(job, gone))
 
     def _ask_quietly(self, interest: Interest, now: float) -> None:
         """Asks for a job, but not within HINT_QUIET of the last time."""

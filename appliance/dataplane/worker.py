@@ -8,6 +8,8 @@ While one stage goes on without a pause, the descriptors are asked every ``_POLL
 Between batches, packets that waited for an address are sent on or given up (``misses``), and flows and fragments that
 are over are forgotten. Before sleeping the worker announces that it holds no reference into the tables
 (``appliance.tables``), and after it the epoch that it starts with.
+
+``work`` is the loop; what it calls in a turn is kept compiled by itself too, for the loop of ``staged``.
 """
 
 import numpy as np
@@ -17,7 +19,7 @@ from appliance import limits
 from appliance.dataplane import capture, flow, fragment, handed, learn, libc, merge, misses, run, stages
 from appliance.dataplane.inbound import inbound, is_sibling, receive, received
 from appliance.dataplane.inbound import packet as from_node
-from appliance.dataplane.memory import STOP, control, counters
+from appliance.dataplane.memory import STAGED, STOP, control, counters
 from appliance.dataplane.native import address_of, copy, fence, le32, le64, load_acquire, store_release
 from appliance.dataplane.outbound import accept, outbound, reject, reserve
 from appliance.dataplane.state import EVENT_DATA, EVENT_SIZE, EVENTS, SLOT
@@ -35,35 +37,34 @@ _SETTLE_NS = 100_000_000
 _HANDED_BATCH = limits.WIRE_BATCH
 _WAITS, _EXPIRED = COUNTS + Count.WAITS.value, COUNTS + Count.FLOWS_EXPIRED.value
 _LIVE = COUNTS + Count.FLOWS_LIVE.value
-_TUN_READY, _WIRE_READY, _HANDED_READY = 1, 2, 4
-_EVERYTHING = _TUN_READY | _WIRE_READY | _HANDED_READY
+TUN_READY, WIRE_READY, HANDED_READY = 1, 2, 4
+EVERYTHING = TUN_READY | WIRE_READY | HANDED_READY
 _WAIT, _UPKEEP = Stage.WAIT.value, Stage.UPKEEP.value
 _UNKNOWN_PEER, _MALFORMED = FROM_WIRE + Drop.UNKNOWN_PEER.value, FROM_WIRE + Drop.MALFORMED.value
 
 
 @njit(cache=True, nogil=True)
 def work(workers):
-    """Forward packets until the supervisor sets the stop word. ``workers``: an array of one worker's record."""
+    """Forward packets until the supervisor sets the stop word, or that of ``staged``. ``workers``: an array of one
+    worker's record."""
     w = workers[0]
     flow.rebuild(w)
-    ready = _EVERYTHING
-    while load_acquire(control(w), STOP) == 0:
+    ready = EVERYTHING
+    while load_acquire(control(w), STOP) == 0 and control(w)[STAGED] == 0:
         begin_batch(w)
         again = 0
-        if ready & _TUN_READY:
+        if ready & TUN_READY:
             again |= outbound_turn(w)
-        if ready & _WIRE_READY:
+        if ready & WIRE_READY:
             again |= inbound_turn(w)
-        if ready & _HANDED_READY:
+        if ready & HANDED_READY:
             again |= handed_turn(w)
-        if w.state[0].waiting > 0 and w.state[0].next_settle == 0:
-            settle(w)
-        stages.enter(w, _WAIT)
+        end_batch(w)
         ready = look(w, again) if again else wait(w)
     store_release(counters(w), ANNOUNCED, ASLEEP)
 
 
-@njit
+@njit(cache=True, nogil=True)
 def begin_batch(w):
     """Take the time, announce the epoch, and now and then look for flows that expired."""
     state = w.state[0]
@@ -84,6 +85,14 @@ def begin_batch(w):
         fragment.expire(w)
     if state.waiting > 0:
         settle(w)
+
+
+@njit(cache=True, nogil=True)
+def end_batch(w):
+    """Packets that an answer waits for already do not wait for the next batch."""
+    if w.state[0].waiting > 0 and w.state[0].next_settle == 0:
+        settle(w)
+    stages.enter(w, _WAIT)
 
 
 @njit
@@ -159,9 +168,9 @@ def _give_up(w, place):
             counters(w)[_UNKNOWN_PEER] += 1
 
 
-@njit
+@njit(cache=True, nogil=True)
 def outbound_turn(w):
-    """One batch from the TUN; gives ``_TUN_READY`` if there is more."""
+    """One batch from the TUN; gives ``TUN_READY`` if there is more."""
     state = w.state[0]
     if state.now - state.tun_woken < _HOT_NS:
         state.tun_hot = 1
@@ -171,12 +180,12 @@ def outbound_turn(w):
     if count <= 1:
         state.tun_hot = 0
         return 0
-    return _TUN_READY if count == limit else 0
+    return TUN_READY if count == limit else 0
 
 
-@njit
+@njit(cache=True, nogil=True)
 def inbound_turn(w):
-    """One batch from the wire; gives ``_WIRE_READY`` if there may be more."""
+    """One batch from the wire; gives ``WIRE_READY`` if there may be more."""
     state = w.state[0]
     if state.now - state.wire_woken < _HOT_NS:
         state.wire_hot = 1
@@ -186,12 +195,12 @@ def inbound_turn(w):
     if count <= 1:
         state.wire_hot = 0
         return 0
-    return _WIRE_READY if count == limit else 0
+    return WIRE_READY if count == limit else 0
 
 
-@njit
+@njit(cache=True, nogil=True)
 def handed_turn(w):
-    """One batch of what siblings passed on; gives ``_HANDED_READY`` if there may be more."""
+    """One batch of what siblings passed on; gives ``HANDED_READY`` if there may be more."""
     count = receive(w, w.state[0].handoff, _HANDED_BATCH)
     for slot in range(count):
         length, start = received(w, slot), slot * SLOT
@@ -203,7 +212,7 @@ def handed_turn(w):
         _take_handed(w, start + misses.META_LENGTH, length - misses.META_LENGTH)
     merge.flush(w)
     run.flush(w)
-    return _HANDED_READY if count == _HANDED_BATCH else 0
+    return HANDED_READY if count == _HANDED_BATCH else 0
 
 
 @njit
@@ -216,7 +225,7 @@ def _take_handed(w, start, length):
         from_node(w, w.slots, start, length, True, w.pieces[0])
 
 
-@njit
+@njit(cache=True, nogil=True)
 def look(w, again):
     """What is ready beside the stages that have not finished: asked now and then, without sleeping."""
     state = w.state[0]
@@ -226,7 +235,7 @@ def look(w, again):
     return again | _ready(w, 0)
 
 
-@njit
+@njit(cache=True, nogil=True)
 def wait(w):
     """Wait until a descriptor is ready; gives which stages have work.
 
@@ -270,11 +279,11 @@ def _ready(w, milliseconds):
     for i in range(count):
         fd = le32(w.events, i * EVENT_SIZE + EVENT_DATA)
         if fd == w.state[0].tun:
-            ready |= _TUN_READY
+            ready |= TUN_READY
         elif fd == w.state[0].wire:
-            ready |= _WIRE_READY
+            ready |= WIRE_READY
         elif fd == w.state[0].handoff:
-            ready |= _HANDED_READY
+            ready |= HANDED_READY
         elif fd == w.state[0].timer:
             libc.read(w.libc, fd, address_of(w.scratch, 0), 8)
     return np.int64(ready)

@@ -20,10 +20,10 @@ def warm(config: Config) -> float:
 
 
 def compile_kernels() -> None:
-    """Load the workers' loop, compiling it if the cache lacks it: run it with the stop word set."""
+    """Load the workers' loop and its stages, compiling what the cache lacks: run it with the stop word set."""
     import numpy as np
 
-    from appliance.dataplane import flow, memory, misses, state, worker
+    from appliance.dataplane import flow, memory, misses, staged, state
     from appliance.observe import counters
     from appliance.tables import layout, publish, read
 
@@ -41,7 +41,8 @@ def compile_kernels() -> None:
         control,
         np.zeros(misses.RING_WORDS, np.int64),
     )
-    worker.work(made.record)
+    staged.forward(made.record, control)
+    staged.compile_stages(made.record[0])
     publisher.close()
     os.close(fd)
 

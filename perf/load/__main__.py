@@ -3,13 +3,14 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from perf.load import connects, crowd, openloop, tcp, udp
+from perf.load import calls, connects, crowd, openloop, tcp, udp
 
 
 def work(task: Callable[[], Any]) -> None:
@@ -140,6 +141,22 @@ def connect_server(port: int) -> None:
     with connects.server(port) as endpoint:
         pin(SERVER)
         work(lambda: connects.accept_all(endpoint))
+
+
+@main.command()
+@click.argument("service")
+@click.argument("instance")
+def callers(service: str, instance: str) -> None:
+    """Call the demo SERVICE, and one INSTANCE of it, in every way until the input ends."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    print("ready", flush=True)
+    print(json.dumps(asdict(calls.call_until(ended, service, instance))), flush=True)
 
 
 if __name__ == "__main__":

@@ -723,6 +723,38 @@ def test_a_notice_is_only_a_hint() -> None:
         node.answer(instance())
 
 
+def test_what_a_notice_calls_gone_is_not_sent_to_any_more_and_the_answer_has_the_last_word() -> None:
+    node = Node()
+    node.follow(instance(0), instance(1))
+    node.wait(1)
+    gone = instance(1)["namespace_ip"]
+    commands = node.do(node.session.received(NOTICES, json.dumps({"gone": [gone]}).encode(), node.now))
+    assert changed(commands) == {JOB}
+    assert [it.number for it in node.session.jobs[JOB].instances] == [0]
+    assert queries(commands) == [JOB]
+    node.answer(instance(0), instance(1))
+    assert [it.number for it in node.session.jobs[JOB].instances] == [0, 1]
+
+
+@pytest.mark.parametrize("gone", ["[1]", '["10.18.0.999"]', '"10.18.0.66"', '["198.51.100.1"]', "[]", '[""]'])
+def test_a_notice_about_nobody_here_is_only_a_hint(gone: str) -> None:
+    node = Node()
+    node.follow()
+    node.wait(1)
+    commands = node.do(node.session.received(NOTICES, f'{{"gone": {gone}}}'.encode(), node.now))
+    assert (changed(commands), queries(commands)) == (set(), [JOB])
+
+
+def test_a_notice_takes_nothing_away_that_runs_here() -> None:
+    node = Node()
+    node.deploy(OWN)
+    node.answer(instance(OWN.number, node=str(HERE.address)), job=OWN.job)
+    node.wait(1)
+    before = node.session.jobs[OWN.job]
+    node.do(node.session.received(f"jobs/{OWN.job}/updates_available", f'{{"gone": ["{OWN.v4}"]}}'.encode(), node.now))
+    assert [it.address_v4 for it in node.session.jobs[OWN.job].instances] == [it.address_v4 for it in before.instances]
+
+
 def test_an_answer_replaces_all_of_the_job_and_nothing_else() -> None:
     node = Node()
     node.follow(instance(0), instance(1))
