@@ -164,6 +164,10 @@ class Node:
         """What runs in the node's namespace."""
         return [int(pid) for pid in self.namespace_pids()]
 
+    def named(self) -> dict[int, str]:
+        """What runs in the node's namespace, by name."""
+        return {pid: _name(pid) for pid in self.processes()}
+
     def namespace_pids(self) -> list[str]:
         """The same as text."""
         done = subprocess.run(["ip", "netns", "pids", self.namespace.name], capture_output=True, text=True, check=True)
