@@ -51,11 +51,12 @@ def test_a_refused_command_is_named(node: Netns, command: Command, message: str)
 @pytest.mark.parametrize("link", ["nosuch", TUN])
 def test_removing_what_is_gone_is_no_error(node: Netns, link: str) -> None:
     """A TUN link may end with its last process at any moment, and what is on it with it."""
-    gone = [RemoveRoute(link, ip_network("10.16.0.0/12")), RemoveAddress(link, ip_interface("10.18.0.1/32"))]
+    route, address = ip_network("10.16.0.0/12"), ip_interface("10.18.0.1/32")
+    gone: list[Command] = [RemoveRoute(link, route), RemoveAddress(link, address), DeleteLink(link)]
 
     async def main() -> None:
         async with Kernel.open() as kernel:
-            for command in (*gone, DeleteLink("nosuch")):
+            for command in gone:
                 await Executor(kernel).carry_out(command)
 
     node.run(main)
