@@ -11,7 +11,6 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyseccomp
@@ -51,17 +50,17 @@ def outcome(calls: privileges.Calls, act: Callable[[], object]) -> str:
     return "done" if status == 0 else errno.errorcode.get(status, "failed")
 
 
-def call(name: str, *arguments: Any) -> Callable[[], None]:
+def call(name: str, *arguments: int) -> Callable[[], None]:
     """A call of the C library, that raises its error."""
 
     def act() -> None:
-        if getattr(_LIBC, name)(*arguments) < 0:
+        if getattr(_LIBC, name)(*map(ctypes.c_long, arguments)) < 0:
             raise OSError(ctypes.get_errno(), name)
 
     return act
 
 
-def numbered(name: str, *arguments: Any) -> Callable[[], None]:
+def numbered(name: str, *arguments: int) -> Callable[[], None]:
     """A system call that the C library may have no function for."""
     return call("syscall", pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name), *arguments)
 
@@ -139,7 +138,7 @@ def test_a_worker_cannot_make_what_it_has_of_the_tables_writable() -> None:
     address = np.frombuffer(mapped, np.uint8).ctypes.data
     writable = mmap.PROT_READ | mmap.PROT_WRITE
     attempts: dict[str, Callable[[], object]] = {
-        "another protection": numbered("mprotect", ctypes.c_long(address), size, writable),
+        "another protection": numbered("mprotect", address, size, writable),
         "another mapping": numbered("mmap", 0, size, writable, mmap.MAP_SHARED, reader, 0),
         "a write to the descriptor": lambda: os.write(reader, b"x"),
         "a write behind the descriptor's back": lambda: os.pwrite(reader, b"x", 0),
