@@ -225,7 +225,7 @@ class Transport:
             username=self._access.user,
             password=self._access.password,
             logger=mqtt_log,
-            identifier=self._node,
+            identifier=self._access.identifier(self._node),
             protocol=aiomqtt.ProtocolVersion.V311,
             will=aiomqtt.Will(self._will.topic, self._will.payload, QOS, self._will.retain),
             clean_session=True,
