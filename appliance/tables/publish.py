@@ -400,7 +400,7 @@ class Publisher:
         self.publish()
         end = time.monotonic() + PATIENCE_S
         while self.reclaim() and time.monotonic() < end:
-            time.sleep(PATIENCE_S / 20)
+            time.sleep(PATIENCE_S / 40)
 
     def reclaim(self) -> int:
         """Free retired entries that no reader can hold; gives how many still rest."""

@@ -129,7 +129,7 @@ def test_an_instance_on_the_same_node_is_reached_without_the_underlay(lab: Lab, 
     client = lab.plan.client()
     assert all(same(it["client"], instance_ip(lab, client, family)) for it in calls)
     after = link_counter(lab, "node1", "uplink", "tx_packets")
-    assert after - before < 10  # 50 calls are some hundred packets; neighbour discovery is a few
+    assert after - before < 50  # 50 calls are some hundred packets; what the node itself sends meanwhile is a few
 
 
 @by_family
@@ -168,6 +168,7 @@ def test_what_has_no_way_is_dropped_and_counted(lab: Lab, target: str, reason: s
 
 
 def test_a_source_that_is_not_the_containers_own_is_dropped_and_counted(lab: Lab) -> None:
+    assert answers(lab, "client2", balanced("v4"))  # the gateway's link address is known: asking for it counts too
     before = forged(lab, "client2")
     run(lab, "client2", "ip", "address", "add", "10.18.0.100/32", "dev", "lo")
     try:
