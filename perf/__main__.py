@@ -190,6 +190,16 @@ def flows(rounds: int, seconds: int, output: Path | None) -> None:
 
 
 @main.command()
+@SECONDS_OPTION
+@OUTPUT
+def stream(seconds: int, output: Path | None) -> None:
+    """What a TCP stream makes two nodes do: system calls, sleeps and processor time a gigabyte."""
+    from perf.stream import measure as measure_stream
+
+    _finished(_orderly(lambda: measure_stream(seconds, _say)), output)
+
+
+@main.command()
 @OUTPUT
 def calibrate(output: Path | None) -> None:
     """The generators against themselves, iperf3 and sockperf; fails if they are apart by more than a tenth."""
