@@ -317,7 +317,7 @@ def _tell(sample: Sample) -> None:
         if scenario.name == sample.scenario and not sample.error:
             metric = scenario.metrics[0]
             said = f"{sample.values[metric.key]:.{metric.digits}f} {metric.unit}"
-    click.echo(f"{sample.repeat + 1}  {sample.scenario:12}{sample.system:20}{said}", err=True)
+    click.echo(f"{sample.repeat + 1}  {sample.scenario:16}{sample.system:20}{said}", err=True)
 
 
 def _status(result: Result, check: bool) -> int:
