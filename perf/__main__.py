@@ -225,6 +225,16 @@ def mice(systems: tuple[str, ...], rates: str, repeats: int, seconds: int, outpu
 
 
 @main.command()
+@SECONDS_OPTION
+@OUTPUT
+def stream(seconds: int, output: Path | None) -> None:
+    """What a TCP stream makes two nodes do: system calls, sleeps and processor time a gigabyte."""
+    from perf.stream import measure as measure_stream
+
+    _finished(_orderly(lambda: measure_stream(seconds, _say)), output)
+
+
+@main.command()
 @OUTPUT
 def calibrate(output: Path | None) -> None:
     """The generators against themselves, iperf3 and sockperf; fails if they are apart by more than a tenth."""
@@ -342,7 +352,7 @@ def _tell(sample: Sample) -> None:
         if scenario.name == sample.scenario and not sample.error:
             metric = scenario.metrics[0]
             said = f"{sample.values[metric.key]:.{metric.digits}f} {metric.unit}"
-    click.echo(f"{sample.repeat + 1}  {sample.scenario:12}{sample.system:20}{said}", err=True)
+    click.echo(f"{sample.repeat + 1}  {sample.scenario:16}{sample.system:20}{said}", err=True)
 
 
 def _status(result: Result, check: bool) -> int:

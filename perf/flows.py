@@ -66,6 +66,8 @@ class Sample:
     seconds: float
     out: Side | None
     back: Side
+    machine: float
+    """Processor seconds of everything, the generator too."""
 
     @property
     def kpps(self) -> float:
@@ -123,12 +125,14 @@ def _sample(lab: Lab, tool: Tool, seconds: float, *, through: bool) -> Sample:
     with tool as source:
         source.expect(b"ready")
         out, back = Reading(lab, CLIENT_NODE), Reading(lab, SERVER_NODE)
-        sent = source.go().result(seconds)
+        with meter.metered(()) as used:
+            sent = source.go().result(seconds)
     time.sleep(SETTLE_S)
     return Sample(
         sent["seconds"],
         Reading(lab, CLIENT_NODE).since(out, "out") if through else None,
         Reading(lab, SERVER_NODE).since(back, "back"),
+        used.machine,
     )
 
 
@@ -215,7 +219,9 @@ def _workers(shared: dict[int, list[Sample]]) -> dict[str, str]:
         what = f"{TOGETHER} flows from another node, {count} worker{'s' * (count > 1)}"
         shares = np.median([sorted(it.back.shares, reverse=True) for it in samples], axis=0)
         facts[f"{what}: received, kpps"] = f"{median(it.kpps for it in samples):.0f}"
-        facts[f"· {what}: CPU µs a packet"] = f"{_cost([it.back for it in samples]):.2f}"
+        machine = median(it.machine / it.back.packets * 1e6 for it in samples)
+        cost = _cost([it.back for it in samples])
+        facts[f"· {what}: CPU µs a packet; of the whole machine, generator included"] = f"{cost:.2f}; {machine:.2f}"
         facts[f"· {what}: each one's part of the packets"] = ", ".join(f"{100 * it:.0f} %" for it in shares)
     one, two = (shared[count] for count in WORKERS)
     ratios = [more.kpps / less.kpps for less, more in zip(one, two, strict=True)]

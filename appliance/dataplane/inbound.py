@@ -21,6 +21,7 @@ from appliance.dataplane import (
     capture,
     error,
     flow,
+    foresight,
     fragment,
     handed,
     libc,
@@ -82,11 +83,23 @@ def receive(w, fd, limit):
 def inbound(w, limit):
     """Take up to ``limit`` datagrams or trains from the wire; gives how many there were."""
     count = receive(w, w.state[0].wire, limit)
+    if count > 1:
+        _foresee(w, count)
     for i in range(count):
         train(w, i)
     merge.flush(w)
     run.flush(w)
     return count
+
+
+@njit
+def _foresee(w, count):
+    """Have the flows of the slots' first packets in the cache when their turn comes."""
+    for i in range(count):
+        w.foreseen[i] = foresight.inbound(w, w.slots, i * SLOT, received(w, i))
+    for i in range(count):
+        if w.foreseen[i] >= 0:
+            flow.approach(w, w.foreseen[i])
 
 
 @njit

@@ -174,6 +174,7 @@ WORKER = np.dtype(
         ("hand_message", "i8", (MSGHDR_WORDS,)),
         ("hand_name", "u1", (NAME_SIZE,)),
         ("meta", "i8", (misses.META_WORDS,)),
+        ("foreseen", "i8", (limits.WIRE_BATCH,)),  # hashes of the flows of what the slots hold
         # what waits, what was learned, what is being put together
         ("waiting", misses.WAITING, (limits.HELD_ADDRESSES,)),
         ("held_free", "i8"),

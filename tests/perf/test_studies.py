@@ -95,6 +95,7 @@ def test_every_command_has_a_sentence():
         "smoke",
         "path",
         "flows",
+        "stream",
         "loss",
         "latency",
         "storm",
