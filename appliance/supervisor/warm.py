@@ -20,7 +20,7 @@ def warm(config: Config) -> float:
 
 
 def compile_kernels() -> None:
-    """Load the workers' loop and its stages, compiling what the cache lacks: run it with the stop word set."""
+    """Load the workers' loop, compiling it if the cache lacks it: run it with the stop word set."""
     import numpy as np
 
     from appliance.dataplane import flow, memory, misses, staged, state
@@ -42,7 +42,6 @@ def compile_kernels() -> None:
         np.zeros(misses.RING_WORDS, np.int64),
     )
     staged.forward(made.record, control)
-    staged.compile_stages(made.record[0])
     publisher.close()
     os.close(fd)
 

@@ -33,7 +33,7 @@ def test_a_loaded_workers_stages_have_names(lab: Lab, tmp_path: Path) -> None:
         staged = _packets(lab)[index]
         until(lambda: _packets(lab)[index] > staged, "packets pass while the stages are called one by one")
     names = set(re.findall(r"(\w+) \([^)]*dataplane/staged\.py", file.read_text()))
-    assert {"forward", "drive", "outbound", "inbound", "wait"} <= names
+    assert {"forward", "drive", "upkeep", "outbound", "inbound", "wait"} <= names
     assert [it["pid"] for it in lab.api(node).status()["workers"]] == before
 
 
