@@ -37,9 +37,10 @@ class Node:
         self.attached: list[Any] = [attachment]
         environment: Any = SimpleNamespace(attachments=lambda: self.attached, subnets=())
         nobody: Any = SimpleNamespace(answered=None)
-        self.told: Any = Told()
+        self.told = Told()
         self.membership = Membership(Config(), nobody, environment, nobody, nobody, nobody, lambda _: None)
-        self.membership.member = self.told
+        member: Any = self.told
+        self.membership.member = member
 
 
 def test_it_is_withdrawn_first_and_nobody_announces_it_meanwhile() -> None:
