@@ -43,6 +43,8 @@ QUIET_S: Final = 4.0
 LATE_S: Final = 3.0
 FLAT: Final = {"MiB": 1.0, "descriptors": 0.5, "processes": 0.5}
 """What a process's part of a slope may make, from the end of the warm-up to the end."""
+POINTS: Final = 40
+"""Of a curve that is drawn."""
 SHOWN: Final = 4
 """Moments of what nothing explains that a sentence repeats."""
 LOGS: Final = Path(".cache/perf/soak-logs")
@@ -253,6 +255,6 @@ def _figure(seen: Seen, series: str, unit: str) -> Figure:
 
 
 def _points(seen: Seen, series: str, role: str) -> Iterator[tuple[float, float]]:
-    for it in seen.memory:
+    for it in seen.memory[:: max(1, len(seen.memory) // POINTS)]:
         values: Any = getattr(it, series)
         yield round((it.at - seen.began) / 60, 3), round(float(values.get(role, 0)), 2)

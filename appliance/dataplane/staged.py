@@ -1,9 +1,9 @@
 """The worker's loop once more, with its stages called from Python: a profiler that reads Python's frames sees them.
 
 In ``worker.work`` all time is one frame. While the supervisor sets the word ``STAGED`` (``appliance profile worker``),
-``work`` gives way to ``drive``, which calls the same compiled functions in the same order, each from a Python function
-of its name. A turn costs some microseconds more; flows, tables and what waits stay where they are. What a worker may
-do does not change: nothing is compiled, imported or opened then (``compile_stages`` has done so in the template).
+``work`` gives way to ``drive``, which calls it for one stage at a time, each from a Python function of its name. It is
+the same compiled code on the same memory, in the same order; a turn costs some microseconds more. What a worker may do
+does not change: nothing is compiled, imported or opened then.
 """
 
 from __future__ import annotations
@@ -20,65 +20,47 @@ def forward(record: Any, control: Any) -> None:
         worker.work(record)
         if control[STOP]:
             return
-        drive(record[0], control)
+        drive(record, control)
 
 
-def drive(w: Any, control: Any) -> None:
+def drive(record: Any, control: Any) -> None:
     """Forward packets as long as the stages are to be called from here."""
-    ready = worker.EVERYTHING
+    state = record[0]["state"][0]
+    state["ready"], state["again"] = worker.EVERYTHING, 0
     while control[STAGED] and not control[STOP]:
-        upkeep(w)
-        again = 0
-        if ready & worker.TUN_READY:
-            again |= outbound(w)
-        if ready & worker.WIRE_READY:
-            again |= inbound(w)
-        if ready & worker.HANDED_READY:
-            again |= handed(w)
-        settle(w)
-        ready = look(w, again) if again else wait(w)
+        upkeep(record, state)
+        outbound(record, state)
+        inbound(record, state)
+        handed(record, state)
+        wait(record, state)
+    state["todo"] = 0
 
 
-def compile_stages(w: Any) -> None:
-    """Have all stages compiled, or loaded: each is called once, on a record whose descriptors are none."""
-    upkeep(w)
-    for turn in (outbound, inbound, handed):
-        turn(w)
-    settle(w)
-    look(w, 0)
-    wait(w)
+def upkeep(record: Any, state: Any) -> None:
+    """What begins a turn: the time, the tables' epoch, flows and fragments that are over."""
+    state["todo"] = worker.UPKEEP
+    worker.work(record)
 
 
-def upkeep(w: Any) -> None:
-    """What begins a batch: the time, the tables' epoch, flows and fragments that are over."""
-    worker.begin_batch(w)
-
-
-def outbound(w: Any) -> int:
+def outbound(record: Any, state: Any) -> None:
     """From the TUN to the wire: read, decide, rewrite, cut, send."""
-    return int(worker.outbound_turn(w))
+    state["todo"] = worker.OUTBOUND
+    worker.work(record)
 
 
-def inbound(w: Any) -> int:
+def inbound(record: Any, state: Any) -> None:
     """From the wire to the TUN: receive, decide, rewrite, join, write."""
-    return int(worker.inbound_turn(w))
+    state["todo"] = worker.INBOUND
+    worker.work(record)
 
 
-def handed(w: Any) -> int:
+def handed(record: Any, state: Any) -> None:
     """What siblings passed on."""
-    return int(worker.handed_turn(w))
+    state["todo"] = worker.HANDED
+    worker.work(record)
 
 
-def settle(w: Any) -> None:
-    """Packets whose address is known by now."""
-    worker.end_batch(w)
-
-
-def look(w: Any, again: int) -> int:
-    """What else is ready, while there is work."""
-    return int(worker.look(w, again))
-
-
-def wait(w: Any) -> int:
-    """Asleep, for lack of work."""
-    return int(worker.wait(w))
+def wait(record: Any, state: Any) -> None:
+    """What else is ready; asleep, for lack of work."""
+    state["todo"] = worker.WAIT
+    worker.work(record)

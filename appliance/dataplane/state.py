@@ -29,6 +29,9 @@ STATE = np.dtype(
         ("handoff", "i8"),
         ("epoll", "i8"),
         ("timer", "i8"),
+        ("todo", "i8"),  # stage that is asked for by itself (``staged``); 0: all, again and again
+        ("ready", "i8"),  # what that stage begins with, and leaves
+        ("again", "i8"),
         ("port", "i8"),  # own tunnel port
         ("source_ports", "i8"),  # sending sockets in use; 0: send from the tunnel port
         ("udp_gso", "i8"),  # may trains be sent; cleared when the kernel says EIO

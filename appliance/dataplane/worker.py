@@ -9,7 +9,8 @@ Between batches, packets that waited for an address are sent on or given up (``m
 are over are forgotten. Before sleeping the worker announces that it holds no reference into the tables
 (``appliance.tables``), and after it the epoch that it starts with.
 
-``work`` is the loop; what it calls in a turn is kept compiled by itself too, for the loop of ``staged``.
+``work`` is the loop. It can also do one stage of a turn and return, for the loop of ``staged``: each stage has one
+place where it is called, so that it is compiled once.
 """
 
 import numpy as np
@@ -39,32 +40,41 @@ _WAITS, _EXPIRED = COUNTS + Count.WAITS.value, COUNTS + Count.FLOWS_EXPIRED.valu
 _LIVE = COUNTS + Count.FLOWS_LIVE.value
 TUN_READY, WIRE_READY, HANDED_READY = 1, 2, 4
 EVERYTHING = TUN_READY | WIRE_READY | HANDED_READY
+UPKEEP, OUTBOUND, INBOUND, HANDED, WAIT = range(1, 6)  # ``todo``: one of these, once; 0: the loop
 _WAIT, _UPKEEP = Stage.WAIT.value, Stage.UPKEEP.value
 _UNKNOWN_PEER, _MALFORMED = FROM_WIRE + Drop.UNKNOWN_PEER.value, FROM_WIRE + Drop.MALFORMED.value
 
 
 @njit(cache=True, nogil=True)
 def work(workers):
-    """Forward packets until the supervisor sets the stop word, or that of ``staged``. ``workers``: an array of one
-    worker's record."""
+    """Forward packets until the supervisor sets the stop word, or that of ``staged``; or do what ``todo`` says, once.
+    ``workers``: an array of one worker's record."""
     w = workers[0]
-    flow.rebuild(w)
-    ready = EVERYTHING
-    while load_acquire(control(w), STOP) == 0 and control(w)[STAGED] == 0:
-        begin_batch(w)
-        again = 0
-        if ready & TUN_READY:
+    todo = w.state[0].todo
+    ready, again = w.state[0].ready, w.state[0].again
+    if todo == 0:
+        flow.rebuild(w)
+        ready = EVERYTHING
+    while todo != 0 or (load_acquire(control(w), STOP) == 0 and control(w)[STAGED] == 0):
+        if todo == 0 or todo == UPKEEP:
+            begin_batch(w)
+            again = 0
+        if ready & TUN_READY and (todo == 0 or todo == OUTBOUND):
             again |= outbound_turn(w)
-        if ready & WIRE_READY:
+        if ready & WIRE_READY and (todo == 0 or todo == INBOUND):
             again |= inbound_turn(w)
-        if ready & HANDED_READY:
+        if ready & HANDED_READY and (todo == 0 or todo == HANDED):
             again |= handed_turn(w)
-        end_batch(w)
-        ready = look(w, again) if again else wait(w)
+        if todo == 0 or todo == WAIT:
+            end_batch(w)
+            ready = look(w, again) if again else wait(w)
+        if todo != 0:
+            w.state[0].ready, w.state[0].again = ready, again
+            return
     store_release(counters(w), ANNOUNCED, ASLEEP)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def begin_batch(w):
     """Take the time, announce the epoch, and now and then look for flows that expired."""
     state = w.state[0]
@@ -87,7 +97,7 @@ def begin_batch(w):
         settle(w)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def end_batch(w):
     """Packets that an answer waits for already do not wait for the next batch."""
     if w.state[0].waiting > 0 and w.state[0].next_settle == 0:
@@ -168,7 +178,7 @@ def _give_up(w, place):
             counters(w)[_UNKNOWN_PEER] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit
 def outbound_turn(w):
     """One batch from the TUN; gives ``TUN_READY`` if there is more."""
     state = w.state[0]
@@ -183,7 +193,7 @@ def outbound_turn(w):
     return TUN_READY if count == limit else 0
 
 
-@njit(cache=True, nogil=True)
+@njit
 def inbound_turn(w):
     """One batch from the wire; gives ``WIRE_READY`` if there may be more."""
     state = w.state[0]
@@ -198,7 +208,7 @@ def inbound_turn(w):
     return WIRE_READY if count == limit else 0
 
 
-@njit(cache=True, nogil=True)
+@njit
 def handed_turn(w):
     """One batch of what siblings passed on; gives ``HANDED_READY`` if there may be more."""
     count = receive(w, w.state[0].handoff, _HANDED_BATCH)
@@ -225,7 +235,7 @@ def _take_handed(w, start, length):
         from_node(w, w.slots, start, length, True, w.pieces[0])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def look(w, again):
     """What is ready beside the stages that have not finished: asked now and then, without sleeping."""
     state = w.state[0]
@@ -235,7 +245,7 @@ def look(w, again):
     return again | _ready(w, 0)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def wait(w):
     """Wait until a descriptor is ready; gives which stages have work.
 

@@ -192,9 +192,11 @@ class Supervisor:
 
     async def _open_tables(self, left: Estate | None) -> None:
         """The shared tables, and what is written into them."""
+        from appliance.supervisor.warm import compile_publisher
         from appliance.tables.catalogue import Catalogue
         from appliance.tables.publish import Publisher
 
+        await asyncio.to_thread(compile_publisher)
         try:
             tables = None if left is None else left.take("tables")
             self.publisher = Publisher(self._capacity(), self.pool.announced, tables)

@@ -449,7 +449,7 @@ def test_a_mouse_from_the_wire_waits_for_two_batches_of_an_elephant_at_most(arri
     path.calls.tun_reads = Watched([PLAIN + udp(CLIENT, SERVICE)] * 1_000, read)
     path.run()
     assert reads == 1_000
-    assert 0 < seen - arrives <= 2 * limits.TUN_BATCH
+    assert 0 <= seen - arrives <= 2 * limits.TUN_BATCH, (seen, reads)
 
 
 @pytest.mark.parametrize("arrives", [1, 8, 9, 30, 63])
@@ -475,7 +475,7 @@ def test_a_mouse_from_a_container_waits_for_two_batches_of_an_elephant_at_most(a
     path.calls.datagrams = Watched([(("192.0.2.2", 50103), udp("10.30.0.2", CLIENT), 0)] * 400, read)
     path.run()
     assert reads == 400
-    assert 0 < seen - arrives <= 2 * limits.WIRE_BATCH
+    assert 0 <= seen - arrives <= 2 * limits.WIRE_BATCH, (seen, reads)
 
 
 # --- stages one by one ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.lab.lifecycle import Lab
-from tests.lab.helpers import background, balanced, counters, line, program, run, until
+from tests.lab.helpers import background, balanced, counters, instance_ip, line, program, run, until
 
 pytestmark = pytest.mark.root
 
@@ -19,9 +19,10 @@ SECONDS = 1
 def test_a_loaded_workers_stages_have_names(lab: Lab, tmp_path: Path) -> None:
     node, file = lab.plan.nodes[0], tmp_path / "worker.svg"
     before = [it["pid"] for it in lab.api(node).status()["workers"]]
+    target = instance_ip(lab, lab.plan.web[1], "v4")
     with (
         background(lab, "client1", *program("caller", balanced("v4"))) as caller,
-        background(lab, "client1", "iperf3", "-c", balanced("v4"), "-p", "5201", "-t", "30", "-b", "1G"),
+        background(lab, "client1", "iperf3", "-c", target, "-p", "5201", "-t", "30", "--bidir"),
     ):
         assert line(caller) == "ready"
         was = counters(lab, node)
@@ -33,7 +34,7 @@ def test_a_loaded_workers_stages_have_names(lab: Lab, tmp_path: Path) -> None:
         staged = _packets(lab)[index]
         until(lambda: _packets(lab)[index] > staged, "packets pass while the stages are called one by one")
     names = set(re.findall(r"(\w+) \([^)]*dataplane/staged\.py", file.read_text()))
-    assert {"forward", "drive", "outbound", "inbound", "wait"} <= names
+    assert {"forward", "drive", "outbound", "inbound"} <= names
     assert [it["pid"] for it in lab.api(node).status()["workers"]] == before
 
 
