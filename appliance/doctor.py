@@ -1,8 +1,8 @@
 """`appliance doctor`: what a node needs, looked at one by one; each finding with a sentence on how to mend it.
 
 A check is a function that gives a finding. What the kernel must be able to do is tried, in a namespace of its own. What
-only the node itself knows (offloads, path MTUs, its membership) comes from its API; without a running appliance there is
-one finding that says so.
+only the node itself knows (offloads, path MTUs, its membership) comes from its API; without a running appliance there
+is one finding that says so.
 """
 
 import json
