@@ -104,7 +104,8 @@ async def last_wills(attack: Attack) -> None:
     for topic in WRITES:
         with suppress(aiomqtt.MqttError):
             async with attack.client(will=aiomqtt.Will(topic, EVIL, 1, True)) as one:
-                one._client.socket().shutdown(socket.SHUT_RDWR)
+                connection: Any = one._client.socket()
+                connection.shutdown(socket.SHUT_RDWR)
     await attack.changed_nothing("last will")
 
 
