@@ -195,13 +195,13 @@ class World:
         self.hub.ip("addr", "add", f"{HUB}/24", "dev", "br0")
         self.hub.ip("link", "set", "br0", "up")
 
-    def manager(self) -> Manager:
+    def manager(self, *options: str) -> Manager:
         """A running manager with its broker; a further one takes the state of the one before, which has ended."""
         self.managers += 1
         state, runtime = self.directory / "cluster", self.directory / "cluster-run"
         arguments = ["run", "--mqtt", f"{HUB}:{MQTT_PORT}", "--rest", "127.0.0.1:10110", "--nats-port", "4222"]
         arguments += ["--state", str(state), "--runtime", str(runtime)]
-        process = Inside(self.hub, arguments, self.directory / f"manager-{self.managers}.log")
+        process = Inside(self.hub, [*arguments, *options], self.directory / f"manager-{self.managers}.log")
         self.stack.callback(process.stop, signal.SIGKILL)
         process.start()
         return HubManager(process, 10110)
