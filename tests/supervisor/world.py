@@ -75,6 +75,7 @@ class Node:
     directory: Path
     settings: dict[str, Any]
     popen: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def socket(self) -> Path:
@@ -114,7 +115,10 @@ class Node:
         arguments = ["run", "-c", str(file)] if program == "appliance" else [str(file), str(after)]
         command = ["ip", "netns", "exec", self.namespace.name, sys.executable, "-m", program, *arguments]
         with self.log.open("ab") as log:
-            self.popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+            environment = {**os.environ, **self.environment}
+            self.popen = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=ROOT, env=environment, start_new_session=True
+            )
 
     def _answers(self) -> bool:
         assert self.popen is not None
