@@ -134,7 +134,9 @@ def test_nothing_breaks(
     build: Callable[..., Lab], tmp_path: Path, capsys: pytest.CaptureFixture[str], long: bool
 ) -> None:
     """With ``--long`` an upgrade too."""
-    acts = {**ACTS, "upgrade to other code": partial(upgrade, directory=tmp_path)} if long else ACTS
+    acts: dict[str, Callable[[Lab], None]] = {**ACTS}
+    if long:
+        acts["upgrade to other code"] = partial(upgrade, directory=tmp_path)
     lab = build(workers=(2,), settings=(Setting("cluster", "keepalive", KEEPALIVE_S),))
     said = {}
     with steady(lab) as client:
