@@ -53,7 +53,7 @@ def test_after_any_command_everything_goes(
 ) -> None:
     node, container = pair
     before = footprint(node), footprint(container)
-    for after in itertools.count(1, 1 if long else 5):
+    for after in itertools.count(1, 1 if long else 7):
         with tun(node):
             died = process.dies(node.name, operation, after, container.name)
             node.call(lambda: cleanup.everything(of(tmp_path), purge=True))
