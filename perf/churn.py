@@ -178,6 +178,10 @@ EXPLAINED: Final[dict[tuple[str, str], tuple[tuple[str, ...], str]]] = {
         "another node sent before it heard that the instance went",
     ),
     ("tun", "unknown-service"): (("service",), "last words of connections to a service that is gone"),
+    ("tun", "spoofed-source"): (
+        ("instance removed",),
+        "an instance that is withdrawn still answers until its link is down",
+    ),
 }
 """For each direction and reason, the changes that explain it, and why."""
 
