@@ -449,11 +449,26 @@ def profile() -> None:
 @config_option
 def profile_supervisor(file: Path, seconds: int, config_path: Path) -> None:
     """Sample the supervisor with py-spy, and write a flame graph (SVG) to FILE. Needs root."""
-    from appliance.profiling import record
+    from appliance import profiling
 
     with one_line():
-        settings = load(config_path)
-        record(settings.api.socket, file, seconds)
+        profiling.supervisor(load(config_path).api.socket, file, seconds)
+
+
+@profile.command("worker")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--worker", type=click.IntRange(min=0), help="Its number; the busiest, unless given.")
+@click.option("--seconds", type=click.IntRange(1, 590), default=10, show_default=True, help="How long to look.")
+@config_option
+def profile_worker(file: Path, worker: int | None, seconds: int, config_path: Path) -> None:
+    """Sample a worker with py-spy, and write a flame graph (SVG) to FILE: by its stages, asleep or not. Needs root.
+
+    Meanwhile the worker calls its stages one by one, which costs it some microseconds each turn.
+    """
+    from appliance import profiling
+
+    with one_line():
+        click.echo(f"worker {profiling.worker(load(config_path).api.socket, file, seconds, worker)}")
 
 
 @main.command()

@@ -97,6 +97,10 @@ class Client:
         """Has the workers replaced one at a time; the new ones."""
         return list(self._request("POST", "/v1/workers/renew")["workers"])
 
+    def stage(self, worker: int, seconds: float) -> int:
+        """Has a worker call its stages from Python for so long, for a profiler; its process."""
+        return int(self._request("POST", "/v1/workers/stage", {"worker": worker, "seconds": seconds})["pid"])
+
     def reload(self) -> list[str]:
         """Applies the configuration file and the static tables; the keys that changed."""
         return list(self._request("POST", "/v1/reload")["changed"])

@@ -56,6 +56,10 @@ PREFIX_V4_MAX, PREFIX_V6_MAX = 30, 126
 """A subnet holds at least its gateway and one container."""
 VALUE_WIDTH = 60
 """Characters of a wrong value that an error repeats."""
+_SECRET = re.compile(r"pass|secret|token|key|credential", re.IGNORECASE)
+"""In the names of keys."""
+_USER_INFO = re.compile(r"//[^/\s\"]*@")
+"""Of an URL."""
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -758,7 +762,7 @@ def _problems(errors: Iterable[ErrorDetails], source: str, lines: Lines | None) 
     for error in errors:
         loc = _known_location(error["loc"])
         if loc not in found:
-            wanted, got = _expectation(error, loc), _shown(error["input"])
+            wanted, got = _expectation(error, loc), _shown(loc, error["input"])
             found[loc] = Problem(source, lines.of(loc) if lines else None, dotted(loc), wanted, got)
     return list(found.values())
 
@@ -774,10 +778,22 @@ def dotted(loc: tuple[str | int, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
 
 
-def _shown(value: object) -> str:
-    """A value as the file would have it, cut to VALUE_WIDTH."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+def _shown(loc: tuple[str | int, ...], value: object) -> str:
+    """A value as the file would have it, cut to VALUE_WIDTH, and without what may be a secret that is misplaced."""
+    if _is_secret(loc, value):
+        return "a text that is not shown, as it may be a secret"
+    text = _USER_INFO.sub("//…@", json.dumps(value, default=str, ensure_ascii=False))
     return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
+
+
+def _is_secret(loc: tuple[str | int, ...], value: object) -> bool:
+    """Whether somebody may have written a secret instead of the path of its file, or in a key of their own."""
+    if isinstance(value, Mapping):
+        return any(_is_secret((*loc, name), it) for name, it in value.items())
+    if isinstance(value, list):
+        return any(_is_secret(loc, it) for it in value)
+    named = _SECRET.search(" ".join(map(str, loc))) is not None
+    return isinstance(value, str) and ("-----BEGIN" in value or (named and value != "" and not value.startswith("/")))
 
 
 def _expectation(error: ErrorDetails, loc: tuple[str | int, ...]) -> str:

@@ -1,13 +1,17 @@
 """`appliance doctor`: what a node needs, looked at one by one; each finding with a sentence on how to mend it.
 
-A check is a function that gives a finding. What only the node itself knows (offloads, path MTUs, its membership) comes
-from its API; without a running appliance there is one finding that says so.
+A check is a function that gives a finding. What the kernel must be able to do is tried, in a namespace of its own. What
+only the node itself knows (offloads, path MTUs, its membership) comes from its API; without a running appliance there
+is one finding that says so.
 """
 
+import json
 import os
 import platform
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +30,16 @@ CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_NET_BIND_SERVICE"
 STALE_S = 300.0
 CONNECT_S = 3.0
 
+TRIAL_S = 30.0
+MEND_TRIAL = {
+    "bridge": "Load the module: modprobe bridge; list it in /etc/modules-load.d.",
+    "veth": "Load the module: modprobe veth; list it in /etc/modules-load.d.",
+    "sch_ingress": "Load the module: modprobe sch_ingress (Ubuntu: package linux-modules-extra); containers need it.",
+    "cls_bpf": "Load the module: modprobe cls_bpf (Ubuntu: package linux-modules-extra); containers need it.",
+    "multi_queue_tun": "Load the module: modprobe tun; without eBPF steering in it only workers.count = 1 works.",
+    "reuseport": "A kernel with CONFIG_BPF_SYSCALL; without it only workers.count = 1 works.",
+}
+
 State = Literal["ok", "warning", "wrong", "unknown"]
 
 
@@ -42,7 +56,7 @@ class Finding:
 def examine(config: Config, status: dict[str, Any] | None, why: str) -> list[Finding]:
     """All checks of this machine. `status`: of the API; if there is none, `why`."""
     here = [kernel(platform.release()), tun_device(), capabilities(Path("/proc/self/status").read_text())]
-    here += [*directories(config), clock(), *broker(config), descriptors()]
+    here += [*tried(*trial()), *directories(config), clock(), *broker(config), descriptors()]
     if status is None:
         mend = "Start it with `appliance run`, or name its socket with --socket."
         return [*here, Finding("appliance", "unknown", why, mend)]
@@ -75,6 +89,28 @@ def capabilities(status: str) -> Finding:
     if missing:
         return Finding("capabilities", "wrong", "missing " + ", ".join(missing), "Run as root, or grant these.")
     return Finding("capabilities", "ok", "all that the supervisor needs")
+
+
+def trial() -> tuple[dict[str, str], str]:
+    """What the kernel says to all that the appliance will ask of it (``appliance.trial``), or why that is not known."""
+    command = [sys.executable, "-m", "appliance.trial"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False)
+        return json.loads(done.stdout or "{}"), done.stderr.strip()
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        return {}, str(error)
+
+
+def tried(found: dict[str, str], why: str) -> Iterator[Finding]:
+    """Whether the kernel can do each of it."""
+    if not found:
+        lines = why.splitlines() or ["no answer"]
+        yield Finding("kernel's parts", "unknown", lines[-1], "Run as root: it is tried in a namespace of its own.")
+    for name, reason in found.items():
+        if reason:
+            yield Finding(name, "wrong", reason, MEND_TRIAL[name])
+        else:
+            yield Finding(name, "ok", "works")
 
 
 def directories(config: Config) -> Iterator[Finding]:
@@ -180,5 +216,3 @@ def _tables(tables: dict[str, Any]) -> Iterator[Finding]:
     for name, size in tables["capacity"].items():
         if tables[name] > 0.9 * size:
             yield Finding(f"tables.{name}", "warning", f"{tables[name]} of {size}", f"Raise tables.{name}; restart.")
-
-

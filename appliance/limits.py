@@ -20,6 +20,7 @@ GSO_BYTES_MAX: Final = 65_000  # a GSO send must fit one IPv4 datagram with its 
 
 TUN_BATCH: Final = 64  # packets read from the TUN before the wire side gets its turn: bounds latency under a flood
 WIRE_BATCH: Final = 8  # receive slots of 64 KiB a system call: 512 KiB stay in a 1 MiB L2 cache, 32 slots do not
+RUNS: Final = 16  # trains that are open at a time, a power of two: as many as there are source ports by default
 READ_BUFFER: Final = 4 * 65_536  # packets of one batch lie end to end here; wraps only when a run has been sent
 COALESCE_SEGMENTS: Final = 512  # iovec entries of one write into the TUN; UIO_MAXIOV is 1,024
 

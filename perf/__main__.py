@@ -104,6 +104,15 @@ def tables(output: Path | None) -> None:
     _finished(measure_tables().study(), output)
 
 
+@main.command()
+@OUTPUT
+def resync(output: Path | None) -> None:
+    """How long a node takes to catch up with its cluster over a real broker, with 10,000 services."""
+    from perf.resync import measure as measure_resync
+
+    _finished(measure_resync().study(), output)
+
+
 @main.command("path")
 @OUTPUT
 def path_(output: Path | None) -> None:
@@ -148,6 +157,18 @@ def storm(output: Path | None, **setting: Any) -> None:
 
 
 @main.command()
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=30.0, show_default=True)
+@OUTPUT
+def soak(minutes: float, output: Path | None) -> None:
+    """Call three nodes for long while everything changes; fails if memory grows, or a drop has no excuse."""
+    from perf.soak import measure as measure_soak
+
+    study, good = _orderly(lambda: measure_soak(minutes, _say))
+    _finished(study, output)
+    sys.exit(int(not good))
+
+
+@main.command()
 @click.option("--systems", type=Names(SYSTEM_NAMES, GROUPS), default=GROUPS["usual"], help="Comma-separated.")
 @click.option("--flows", type=click.IntRange(1), default=64, show_default=True)
 @SECONDS_OPTION
@@ -176,6 +197,41 @@ def latency(
 
     plan = Plan(systems=systems, scenarios=(), repeats=repeats, seconds=seconds, settings=settings)
     _finished(_orderly(lambda: measure_latency(plan, rate, _say)), output)
+
+
+@main.command()
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@SECONDS_OPTION
+@OUTPUT
+def flows(rounds: int, seconds: int, output: Path | None) -> None:
+    """Two nodes, kernel included: a packet's cost against live flows, and what a second worker adds."""
+    from perf.flows import measure as measure_flows
+
+    _finished(_orderly(lambda: measure_flows(rounds, seconds, _say)), output)
+
+
+@main.command()
+@click.option("--systems", type=Names(SYSTEM_NAMES, GROUPS), default=("vxlan", "appliance"), help="Comma-separated.")
+@click.option("--rates", default="1G,0", show_default=True, help="Of the bulk stream, bit/s; 0: as fast as it goes.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@SECONDS_OPTION
+@OUTPUT
+def mice(systems: tuple[str, ...], rates: str, repeats: int, seconds: int, output: Path | None) -> None:
+    """Request and response beside a bulk stream that the same worker carries."""
+    from perf.mice import measure as measure_mice
+
+    plan = Plan(systems=systems, scenarios=(), repeats=repeats, seconds=seconds, settings=("workers.count=1",))
+    _finished(_orderly(lambda: measure_mice(plan, tuple(rates.split(",")), _say)), output)
+
+
+@main.command()
+@SECONDS_OPTION
+@OUTPUT
+def stream(seconds: int, output: Path | None) -> None:
+    """What a TCP stream makes two nodes do: system calls, sleeps and processor time a gigabyte."""
+    from perf.stream import measure as measure_stream
+
+    _finished(_orderly(lambda: measure_stream(seconds, _say)), output)
 
 
 @main.command()
@@ -296,7 +352,7 @@ def _tell(sample: Sample) -> None:
         if scenario.name == sample.scenario and not sample.error:
             metric = scenario.metrics[0]
             said = f"{sample.values[metric.key]:.{metric.digits}f} {metric.unit}"
-    click.echo(f"{sample.repeat + 1}  {sample.scenario:12}{sample.system:20}{said}", err=True)
+    click.echo(f"{sample.repeat + 1}  {sample.scenario:16}{sample.system:20}{said}", err=True)
 
 
 def _status(result: Result, check: bool) -> int:

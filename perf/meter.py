@@ -70,7 +70,20 @@ def _machine() -> tuple[float, float]:
 
 def pss_mib(pid: int) -> float:
     """A process's memory, pages shared with others counted in part (PSS), in MiB. Raises OSError."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/{pid}/smaps_rollup: expected a line Pss")
+    return sum(_rollup(pid, "Pss"))
+
+
+def own_and_shared_mib(pid: int) -> tuple[float, float]:
+    """The same without the pages of files, as those of a library fall when whoever else uses it starts: anonymous
+    pages, and those of memory that processes share. Raises OSError."""
+    own, shared = _rollup(pid, "Pss_Anon", "Pss_Shmem")
+    return own, shared
+
+
+def _rollup(pid: int, *names: str) -> list[float]:
+    """MiB of some lines of a process's smaps_rollup (proc(5)). Raises OSError."""
+    path = Path(f"/proc/{pid}/smaps_rollup")
+    found = dict(line.split(":", 1) for line in path.read_text().splitlines()[1:])
+    if missing := [it for it in names if it not in found]:
+        raise OSError(f"{path}: expected lines {', '.join(missing)}")
+    return [int(found[it].split()[0]) / 1024 for it in names]

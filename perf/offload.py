@@ -36,6 +36,19 @@ def switched(namespace: str, device: str, *, segmentation: bool, gro: bool | Non
     wanted = dict.fromkeys(SEGMENTATION, segmentation)
     if gro is not None:
         wanted[GRO] = gro
+    with _held(namespace, device, wanted):
+        yield
+
+
+@contextmanager
+def merging(namespace: str, device: str) -> Iterator[None]:
+    """The device with GRO on; as it was when the block ends."""
+    with _held(namespace, device, {GRO: True}):
+        yield
+
+
+@contextmanager
+def _held(namespace: str, device: str, wanted: dict[str, bool]) -> Iterator[None]:
     before = _exchange(namespace, device, wanted)
     try:
         yield

@@ -18,7 +18,7 @@ from perf.study import Study
 ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = Path("perf/results")
 README, BENCHMARKS, FIGURES = Path("README.md"), Path("docs/benchmarks.md"), Path("docs/figures/index.html")
-STUDIES: Final = ("calibrate", "path", "tables", "naming", "latency", "loss", "storm")
+STUDIES: Final = ("calibrate", "path", "flows", "stream", "tables", "naming", "latency", "loss", "storm")
 SHORT: Final = ("tcp1", "tcp4", "udp64-flows", "rr", "open", "connect")
 """Scenarios of the README's table: what is faster than VXLAN, and what is slower."""
 
@@ -82,6 +82,7 @@ BLOCKS: Final = (
     *(Block(BENCHMARKS, f"study {name}", (RESULTS / f"{name}.json",), _study) for name in STUDIES),
     Block(FIGURES, "systems compared", (RESULTS / "systems.json",), _section, sections.between),
     *(Block(FIGURES, name, (RESULTS / f"{name}.json",), _section, sections.between) for name in STUDIES),
+    Block(BENCHMARKS, "study soak", (RESULTS / "soak.json",), _study),
     Block(BENCHMARKS, "storm and disk", _storms("5000", "sync"), _beside),
     Block(BENCHMARKS, "storm and managers", _storms("1manager", "2managers", "2brokers"), _beside),
     Block(BENCHMARKS, "storm and brokers", _storms("1broker", "3brokers", "3replicas"), _beside),

@@ -1,7 +1,7 @@
 """The loads: what each one is, how it is made, and what it yields."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -175,6 +175,16 @@ def container_without_offloads(path: Path) -> AbstractContextManager[None]:
     return offload.switched(path.client, "eth0", segmentation=False)
 
 
+@contextmanager
+def plain_container_merged(path: Path) -> Iterator[None]:
+    """The same, and every container's port at its node merges what comes (GRO), as the appliance has its own do."""
+    with ExitStack() as stack:
+        stack.enter_context(container_without_offloads(path))
+        for port in topology.ports(topology.CLIENT_NODE):
+            stack.enter_context(offload.merging(topology.CLIENT_NODE.namespace, port))
+        yield
+
+
 BULK = (
     Metric("gbit_s", "throughput", "Gbit/s", 2),
     Metric("worker_cpu_s_gb", "workers of both nodes", "CPU-s/GB", 2),
@@ -195,6 +205,13 @@ SCENARIOS = (
         BULK,
         tcp,
         container_without_offloads,
+    ),
+    Scenario(
+        "tcp1-plain-gro",
+        "TCP, one stream, container's offloads off, GRO on its port",
+        BULK,
+        tcp,
+        plain_container_merged,
     ),
     Scenario(
         "tcp1-cut",

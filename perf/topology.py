@@ -31,6 +31,8 @@ INNER_MTU = 1450
 """Of containers and bridges: what VXLAN leaves of the underlay's 1500 bytes. The appliance would leave
 1472."""
 ETHERNET_HEADER = 14
+PORT = "v-"
+"""Of the name of a node's end of a container's veth; the appliance names its own."""
 FRAME_MAX = UNDERLAY_MTU + ETHERNET_HEADER
 
 PLAN = topology(Spec(name=net.LAB, nodes=2, instances=1))
@@ -125,7 +127,10 @@ def add_container(node: Node, system: str, subnet: Subnet, mtu: int = INNER_MTU)
     """A container on a bridge of its own system on a node; its namespace. Raises NetError."""
     namespace = f"{net.PREFIX}{system}{node.number}"
     net.add_namespace(namespace)
-    bridge, port = f"br-{subnet.system}", f"v-{subnet.system}"  # the names of systems are longer than a device's may be
+    bridge, port = (
+        f"br-{subnet.system}",
+        f"{PORT}{subnet.system}",
+    )  # the names of systems are longer than a device's may be
     gateways, addresses = subnet.host(1), subnet.host(2)
     net.ip(
         node.namespace,
@@ -148,6 +153,12 @@ def add_container(node: Node, system: str, subnet: Subnet, mtu: int = INNER_MTU)
         """,
     )
     return namespace
+
+
+def ports(node: Node) -> list[str]:
+    """A node's ends of its containers' veths, of all systems that `add_container` made one for. Raises NetError."""
+    links = json.loads(net.run("ip", "-n", node.namespace, "-json", "link", "show", "type", "veth"))
+    return [link["ifname"] for link in links if link["ifname"].startswith(PORT)]
 
 
 @contextmanager

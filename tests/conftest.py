@@ -56,7 +56,7 @@ COMPUTING = (
     "tests/packets/",
     "tests/oracle/",
     "tests/observe/test_trace.py",
-    *(f"tests/dataplane/test_{name}.py" for name in ("balance", "bounds", "probe", "worker")),
+    *(f"tests/dataplane/test_{name}.py" for name in ("balance", "bounds", "order", "probe", "worker")),
 )
 """Tests that need nothing of the machine but a processor, and give way where they run beside others."""
 BESIDE = (

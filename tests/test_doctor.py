@@ -1,12 +1,16 @@
 """Findings of `appliance doctor`, each from what a machine or a node may look like."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance import doctor
+from appliance import doctor, trial
 from appliance.config import Cluster, Config, Paths
+from appliance.trial import TRIALS
+from tests.environment.netns import namespaces
 
 WELL: dict[str, Any] = {
     "ill": [],
@@ -65,3 +69,35 @@ def test_what_is_not_well_has_a_way_to_mend_it(change: dict[str, Any], check: st
 def test_without_an_appliance_that_is_a_finding() -> None:
     last = doctor.examine(Config(), None, "no socket")[-1]
     assert (last.check, last.state, last.found) == ("appliance", "unknown", "no socket")
+
+
+@pytest.mark.root
+def test_this_kernel_can_do_all_that_is_tried_and_nothing_is_left() -> None:
+    found, why = doctor.trial()
+    assert (found, why) == (dict.fromkeys(TRIALS, ""), "")
+    assert {it.state for it in doctor.tried(found, why)} == {"ok"}
+    assert not list(Path("/sys/class/net").glob("trial*"))
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_what_the_kernel_lacks_has_a_way_to_mend_it(name: str) -> None:
+    finding = {it.check: it for it in doctor.tried(dict.fromkeys(TRIALS, "") | {name: "Unknown kind"}, "")}[name]
+    assert (finding.state, finding.found, finding.mend.endswith(".")) == ("wrong", "Unknown kind", True)
+
+
+@pytest.mark.root
+def test_each_is_really_tried() -> None:
+    """Where something is in the way of all but the filter, which finds a link to be at, and the sockets."""
+    with namespaces() as make:
+        place = make()
+        for link in (trial._VETH, trial._BRIDGE, trial._TUN):
+            place.ip("link", "add", link, "type", "veth")
+        place.command("tc", "qdisc", "add", "dev", trial._VETH, "clsact")
+        ask = "import json; from appliance.trial import all_tried; print(json.dumps(all_tried()))"
+        said = json.loads(place.command(sys.executable, "-c", ask))
+    assert {name for name, reason in said.items() if reason} == {"bridge", "veth", "sch_ingress", "multi_queue_tun"}
+
+
+def test_without_permission_it_is_not_known() -> None:
+    (finding,) = doctor.tried({}, "Operation not permitted")
+    assert (finding.state, finding.found) == ("unknown", "Operation not permitted")

@@ -39,3 +39,10 @@ def test_it_gives_no_capability_that_is_not_known() -> None:
     names = {name for line in given for name in re.findall(r"CAP_([A-Z_]+)", line)}
     assert names <= {*privileges.SUPERVISOR, *privileges.CHILDREN}
     assert set(privileges.CHILDREN) <= names
+
+
+def test_the_documentation_says_what_each_capability_is_needed_for() -> None:
+    lines = (ROOT / "docs" / "operations.md").read_text().partition("Why each is needed")[2].partition("\n\nThe")[0]
+    rows = [line.split("|")[1:3] for line in lines.splitlines() if line.startswith("| ")][1:]
+    explained = {name for names, why in rows for name in names.strip().split(", ") if len(why) > 10}
+    assert explained == {*privileges.SUPERVISOR, *privileges.CHILDREN}

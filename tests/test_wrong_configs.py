@@ -81,3 +81,26 @@ def test_what_is_no_configuration_at_all(content: str, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert len(result.output.splitlines()) == 1
     assert result.output.startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'url = "mqtt://me:hunter2@broker"',
+        'url = "mqtts://me:hunter2@broker:8883/path"',
+        'password = "hunter2"',
+        'password_file = "hunter2"',
+        'key = "-----BEGIN PRIVATE KEY-----\\nhunter2"',
+        "certificate = \"""\n-----BEGIN PRIVATE KEY-----\nhunter2\n\"""",
+        'Passphrase = ["hunter2"]',
+        "password = hunter2",
+        'login = { user = "me", token = "hunter2" }',
+    ],
+)
+def test_a_secret_in_a_wrong_place_is_not_shown(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "appliance.toml"
+    file.write_text(f"[cluster]\n{line}\n")
+    result = CliRunner().invoke(main, ["config", "check", str(file)])  # an error is the same, wherever it is said
+    assert result.exit_code == 1
+    assert "expected" in result.output
+    assert "hunter2" not in result.output

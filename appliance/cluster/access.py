@@ -2,10 +2,15 @@
 
 Everything is read and checked once, before anything is connected: what is configured and cannot be used is an error,
 never a connection without it. Secrets are in files that only their owner may read, and in no ``repr``.
+
+A broker ends a connection when another client presents its MQTT identifier (MQTT 3.1.1 section 3.1.4), whoever that
+client is, and then announces the last will. So an identifier is made of the node's secret, if it has one: whoever does
+not have that cannot guess it, and the node's next connection still takes the place of the one before.
 """
 
 from __future__ import annotations
 
+import hmac
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +29,12 @@ class Access:
     user: str | None
     password: str | None = field(repr=False)
     keepalive: int
+    mark: str = field(default="", repr=False)
+    """What of a secret is in the identifier; empty without one."""
+
+    def identifier(self, node: str) -> str:
+        """As which client the broker knows a node."""
+        return f"{node}-{self.mark}" if self.mark else node
 
     def __str__(self) -> str:
         """The addresses, as URLs."""
@@ -51,6 +62,7 @@ def access(cluster: Cluster) -> Access:
         user=cluster.user or None,
         password=_password(cluster.password_file) if cluster.password_file else None,
         keepalive=cluster.keepalive,
+        mark=_mark(cluster),
     )
 
 
@@ -81,6 +93,12 @@ def _password(path: Path) -> str:
     if not lines or not lines[0]:
         raise ClusterError(f"cluster.password_file: expected a password in the first line of {path}")
     return lines[0]
+
+
+def _mark(cluster: Cluster) -> str:
+    """Of the key or the password, which were read before; 128 bits that tell nothing of either."""
+    path = cluster.key or cluster.password_file
+    return hmac.digest(path.read_bytes(), b"MQTT client identifier", "sha256")[:16].hex() if path else ""
 
 
 def _check_secret(key: str, path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from appliance.cluster.messages import JOB_NAME, ClusterNode, Instance, MessageError, SubnetworkResult, TableQueryResult
@@ -43,12 +44,33 @@ def check_job(name: str) -> str:
     return name
 
 
+class Spans:
+    """Networks by their first and last number: a large cluster's answers hold 500,000 addresses to be looked at."""
+
+    def __init__(self, networks: Networks) -> None:
+        self._of: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
+        for network in networks:
+            self._of[network.version].append((int(network.network_address), int(network.broadcast_address)))
+
+    def __contains__(self, address: IPAddress) -> bool:
+        number = int(address)
+        return any(first <= number <= last for first, last in self._of[address.version])
+
+
 @dataclass(frozen=True)
 class Ranges:
     """The cluster's address plan, as the configuration has it."""
 
     overlay: Networks
     services: Networks
+
+    @cached_property
+    def _overlay(self) -> Spans:
+        return Spans(self.overlay)
+
+    @cached_property
+    def _services(self) -> Spans:
+        return Spans(self.services)
 
     def check_result(self, result: TableQueryResult) -> None:
         """Raises MessageError with the first field that no table may have."""
@@ -75,7 +97,7 @@ class Ranges:
             raise MessageError(f"{where}.host_ip: expected an address outside of the overlay, got {instance.node}")
         for index, service_ip in enumerate(instance.service_ips):
             for address in (service_ip.v4, service_ip.v6):
-                if address is not None and not _inside(address, self.services):
+                if address is not None and address not in self._services:
                     wanted = "expected an address in network.services"
                     raise MessageError(f"{where}.service_ip.{index}: {wanted}, got {address}")
 
@@ -103,12 +125,13 @@ class Ranges:
             raise MessageError(f"{name}: expected a subnet in the overlay, got {network}")
 
     def _is_container(self, address: IPAddress) -> bool:
-        return _inside(address, self.overlay) and not _inside(address, self.services)
+        return address in self._overlay and address not in self._services
 
     def _is_underlay(self, address: IPAddress) -> bool:
-        nowhere = address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved
-        return not nowhere and not _inside(address, self.overlay)
+        return _is_somewhere(address) and address not in self._overlay
 
 
-def _inside(address: IPAddress, networks: Networks) -> bool:
-    return any(address in network for network in networks)
+@lru_cache(1024)
+def _is_somewhere(address: IPAddress) -> bool:
+    """Whether packets can be sent to an address at all; many instances share a node's."""
+    return not (address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved)

@@ -10,7 +10,7 @@ An address that two jobs claim belongs to both here; the tables give it to the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from appliance.cluster.messages import Instance, TableQueryResult
 from appliance.cluster.requests import Deployment, Endpoint
@@ -57,6 +57,18 @@ class Known:
         else:
             self.answers.pop(result.job, None)
         return self._look(result.job)
+
+    def lose(self, job: str, gone: Collection[IPAddress | None]) -> set[str]:
+        """Instances with these namespace addresses are no more, before the next answer says so. Of those that run here
+        the node knows better."""
+        answer = self.answers.get(job)
+        if answer is None:
+            return set()
+        left = tuple(it for it in answer.instances if it.address_v4 not in gone and it.address_v6 not in gone)
+        if len(left) == len(answer.instances):
+            return set()
+        self.answers[job] = answer.model_copy(update={"instances": left})
+        return self._look(job)
 
     def forget(self, job: str) -> set[str]:
         """Drops what the cluster said about a job."""

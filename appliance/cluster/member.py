@@ -36,6 +36,7 @@ from appliance.cluster.requests import Deployment, Endpoint
 from appliance.cluster.session import Session, Times
 from appliance.cluster.store import Kept, Store
 from appliance.cluster.transport import Transport
+from appliance.collector import Settling
 from appliance.config import Config
 from appliance.tables.layout import IPAddress
 from appliance.tasks import end
@@ -46,6 +47,8 @@ FAREWELL: Final = 2.0
 """Seconds that a stop waits for the broker to hear of it."""
 COMPLAINTS: Final = 1.0
 """Seconds between two log lines about wrong messages."""
+YOUNG_MAX: Final = 500
+"""Jobs that the collector of cyclic garbage may know: it walks them in some 10 ms."""
 
 
 class Member:
@@ -76,6 +79,8 @@ class Member:
         self._since = self._loop.time()
         self._last_error = ""
         self._silent_until = self._since
+        self._settling = Settling(YOUNG_MAX)
+        self._most = 0
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -228,6 +233,7 @@ class Member:
                 case Changed(jobs):
                     self._feed.change(jobs)
                     self._keeper.change()
+                    self._grow(len(self._session.jobs))
                 case NodesChanged(nodes):
                     self._feed.change_nodes(nodes)
                     self._keeper.change()
@@ -242,6 +248,11 @@ class Member:
                 case _:
                     self._transport.send(command)
         self._set_timer()
+
+    def _grow(self, jobs: int) -> None:
+        """What is known is more than ever: it comes to stay."""
+        self._settling.came(max(0, jobs - self._most))
+        self._most = max(self._most, jobs)
 
     async def _answer(self, key: str, ask: Callable[[], list[Command]]) -> bool:
         """The answer about a key, which all who wait for it share."""

@@ -8,7 +8,7 @@ unknown type is balanced as ``RR``, never taken for an instance's own address.
 
 Additions that other nodes ignore: an instance's ``weight`` and ``state`` (``up``, ``draining``, ``down``), a
 ServiceIP's ``sticky`` (seconds) and ``hash_port``. An instance that is draining or down has weight 0 in every balanced
-ServiceIP; it keeps its addresses, as it may itself call others.
+ServiceIP; it keeps its addresses, as it may itself call others. A notice about a job may list addresses that are gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 from appliance import limits
 from appliance.tables.catalogue import POLICIES, Host, Service
@@ -58,9 +58,31 @@ def _address(value: object) -> IPAddress | None:
         raise ValueError("expected an IP address") from None
 
 
-V4 = Annotated[IPv4Address | None, BeforeValidator(_address)]
-V6 = Annotated[IPv6Address | None, BeforeValidator(_address)]
-Any46 = Annotated[IPv4Address | IPv6Address | None, BeforeValidator(_address)]
+def _v4(value: object) -> IPv4Address | None:
+    address = _address(value)
+    if isinstance(address, IPv6Address):
+        raise ValueError("expected an IPv4 address")
+    return address
+
+
+def _v6(value: object) -> IPv6Address | None:
+    address = _address(value)
+    if isinstance(address, IPv4Address):
+        raise ValueError("expected an IPv6 address")
+    return address
+
+
+def _present(value: object) -> IPAddress:
+    address = _address(value)
+    if address is None:
+        raise ValueError("expected an IP address")
+    return address
+
+
+# Plain: pydantic's own validation of a value that is an address already would be made from its text once more.
+V4 = Annotated[IPv4Address | None, PlainValidator(_v4)]
+V6 = Annotated[IPv6Address | None, PlainValidator(_v6)]
+Any46 = Annotated[IPv4Address | IPv6Address | None, PlainValidator(_address)]
 
 
 class ServiceIp(_Message):
@@ -184,14 +206,20 @@ class SubnetworkResult(_Message):
 class ClusterNode(_Message):
     """Where a node of the cluster is reached. ``overlay`` 2: it runs this appliance, or one that works alike."""
 
-    address: Annotated[IPv4Address | IPv6Address, BeforeValidator(_address)] = Field(alias="host_ip")
+    address: Annotated[IPv4Address | IPv6Address, PlainValidator(_present)] = Field(alias="host_ip")
     port: int = Field(alias="host_port", ge=1, le=65535)
     subnets: tuple[IPv4Network | IPv6Network, ...] = ()
     overlay: int = 2
 
 
+class Notice(_Message):
+    """Something about a job is new. ``gone``: namespace addresses of instances that it has no more."""
+
+    gone: tuple[Any46, ...] = ()
+
+
 _RESULTS = TypeAdapter(list[TableQueryResult])
-_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult, ClusterNode, Exposed)
+_Answer = TypeVar("_Answer", TableQueryResult, SubnetworkResult, ClusterNode, Exposed, Notice)
 
 
 def parse_results(data: bytes | str, source: str) -> list[TableQueryResult]:

@@ -17,7 +17,8 @@ job is asked for once more, and given up only if there is an answer, as a cluste
 of it again. An existing manager that hears ``interest/remove`` from a node that is not on its list stops listening
 altogether; so it is said once, right after a question, which puts us on the list.
 
-**Notices** lead to a question by name (``Interest`` says when). An answer replaces all of the job; no answer
+**Notices** lead to a question by name (``Interest`` says when), and what they call gone is out of the tables at once:
+a removal takes one message, and not every node's question and answer. An answer replaces all of the job; no answer
 leaves all as it was. As notices can be lost with a manager, a job is asked for every ``refresh`` seconds too.
 
 **Without a connection** nothing is dropped, and nothing is queued but questions that somebody waits for and
@@ -43,6 +44,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -63,10 +65,12 @@ from appliance.cluster.commands import (
 )
 from appliance.cluster.interests import HINT_QUIET, Interest
 from appliance.cluster.known import Known
+from appliance.cluster.memo import Memo
 from appliance.cluster.messages import (
     ClusterNode,
     Exposed,
     MessageError,
+    Notice,
     SubnetworkResult,
     TableQueryResult,
     parse_answer,
@@ -109,6 +113,7 @@ class Session:
         self._ranges = ranges
         self._chance = chance
         self._known = Known(here)
+        self._memo = Memo()
         self._list: Retained[ClusterNode] = Retained()
         self._exposed: Retained[Exposed] = Retained()
         self._health: dict[tuple[str, int], bool] = {}
@@ -345,11 +350,11 @@ class Session:
     def _take(self, topic: str, payload: bytes, now: float) -> None:
         job = topic.removeprefix("jobs/").removesuffix("/updates_available")
         if topic == topics.of_node(self._node, topics.QUERY_RESULT):
-            self._take_result(parse_answer(TableQueryResult, payload), now)
+            self._take_result(payload, now)
         elif topic == topics.of_node(self._node, topics.SUBNETWORK_RESULT):
             self._take_subnetwork(parse_answer(SubnetworkResult, payload))
         elif topic == topics.updates(job) and job in self._interests:
-            self._take_hint(self._interests[job], now)
+            self._take_hint(self._interests[job], payload, now)
         elif topic.startswith(topics.NODES):
             self._list_node(topic.removeprefix(topics.NODES), parse_answer(ClusterNode, payload) if payload else None)
         elif topic.startswith(topics.EXPOSED):
@@ -383,14 +388,22 @@ class Session:
         self._timers.cancel(_SUBNET)
         self._commands.append(Assigned(subnetwork))
 
-    def _take_hint(self, interest: Interest, now: float) -> None:
+    def _take_hint(self, interest: Interest, payload: bytes, now: float) -> None:
         self.counters["hints"] += 1
+        self._lose(interest.job, payload)
         interest.age(now)
         query = self._queries.get(interest.job)
         if query is not None:
             interest.again = query.sent
         else:
             self._ask_quietly(interest, now)
+
+    def _lose(self, job: str, payload: bytes) -> None:
+        """What a notice calls gone is not sent to any more; the question that follows confirms it. A notice that says
+        something else is one all the same."""
+        with suppress(MessageError):
+            gone = {it for it in parse_answer(Notice, payload).gone if it is not None}
+            self._change(self._known.lose(job, gone))
 
     def _ask_quietly(self, interest: Interest, now: float) -> None:
         """Asks for a job, but not within HINT_QUIET of the last time."""
@@ -400,12 +413,10 @@ class Session:
         else:
             self._timers.set(Timer("hint", interest.job), at)
 
-    def _take_result(self, result: TableQueryResult, now: float) -> None:
+    def _take_result(self, payload: bytes, now: float) -> None:
         """An answer is for the question that it repeats; without one, news of an interest are welcome all the same."""
-        self._ranges.check_result(result)
+        result = self._memo.get(payload) or self._checked(payload)
         key = result.query_key or result.job
-        if not is_address(key) and key != result.job:
-            raise MessageError(f"query_key: expected the app_name, or an address, got {key[:80]!r}")
         query = self._queries.get(key)
         if (query is None or not query.sent) and result.job not in self._interests:
             self.counters["unexpected"] += 1
@@ -414,7 +425,18 @@ class Session:
         self._close(key)
         if result.job:
             self._learn(result, now)
+        if result.job in self._interests:
+            self._memo.put(payload, result)
         self._settle(key, result, now)
+
+    def _checked(self, payload: bytes) -> TableQueryResult:
+        """An answer. Raises MessageError with the first field that is wrong, or that no table may have."""
+        result = parse_answer(TableQueryResult, payload)
+        self._ranges.check_result(result)
+        key = result.query_key
+        if key and key != result.job and not is_address(key):
+            raise MessageError(f"query_key: expected the app_name, or an address, got {key[:80]!r}")
+        return result
 
     def _learn(self, result: TableQueryResult, now: float) -> None:
         interest = self._interests.get(result.job)
@@ -453,6 +475,7 @@ class Session:
         self._say(requests.interest_remove(interest.job))
         self._commands.append(Unsubscribe((topics.updates(interest.job),)))
         self._change(self._known.forget(interest.job))
+        self._memo.forget(interest.job)
 
     def _settle(self, key: str, result: TableQueryResult, now: float) -> None:
         """Tells those who wait for a key. An answer without the address that was asked for is none."""

@@ -67,6 +67,10 @@ SUBSCRIBED_QOS: Final = 0
 """Of what it hears. Within a connection TCP loses nothing, and beyond it a clean session keeps nothing. So to
 acknowledge each message protects from nothing, and costs nats-server a consumer for each topic of each node, all of
 which it looks at for each acknowledgement (`docs/cluster.md`)."""
+REPLACED_S: Final = 0.3
+"""How long the first connection of a process says nothing, if its identifier is made of a secret: the process before
+may have had another secret, and so another identifier, and the broker is to hear the end of its connection, with the
+last will, before it hears of us."""
 LOST: Final = (aiomqtt.MqttError, OSError, ValueError)
 """How a connection ends, or fails to begin; ValueError is paho's, about a host name that is none."""
 
@@ -115,6 +119,7 @@ class Transport:
         self._client: Connection | None = None
         self._broken: asyncio.Future[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
+        self._is_first = bool(access.mark)
 
     async def run(self) -> None:
         """Keeps a connection until cancelled."""
@@ -179,6 +184,9 @@ class Transport:
         self._broken = broken = asyncio.get_running_loop().create_future()
         try:
             self.hold(client.socket.fileno())
+            if self._is_first:
+                await asyncio.sleep(REPLACED_S)
+                self._is_first = False
             self._events.connected()
             await self._read(client, broken)
         finally:
@@ -232,7 +240,7 @@ class Transport:
             username=self._access.user,
             password=self._access.password,
             logger=mqtt_log,
-            identifier=self._node,
+            identifier=self._access.identifier(self._node),
             protocol=aiomqtt.ProtocolVersion.V311,
             will=aiomqtt.Will(self._will.topic, self._will.payload, QOS, self._will.retain),
             clean_session=True,

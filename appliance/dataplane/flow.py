@@ -28,7 +28,7 @@ from numba import njit
 
 from appliance import limits
 from appliance.dataplane.memory import loads
-from appliance.dataplane.native import release, view
+from appliance.dataplane.native import prefetch, release, view
 from appliance.dataplane.wire import tcp
 from appliance.tables.read import mix
 
@@ -85,7 +85,8 @@ FLOW = np.dtype(
         ("reserved", "u1", 4),
     ]
 )
-assert FLOW.itemsize == 192
+RECORD_SIZE, _LINE = 192, 64
+assert FLOW.itemsize == RECORD_SIZE
 
 
 # Fields of a worker's record that locate its flow table.
@@ -174,6 +175,23 @@ def find(w, side, local_hi, local_lo, remote_hi, remote_lo, local_port, remote_p
             ):
                 return number
         at = (at + 1) & mask
+
+
+@njit
+def foresee(w, hashed):
+    """Have the index slot of a key's hash come into the cache: it will be looked for soon."""
+    prefetch(w.index_at + 8 * (hashed & w.index_mask))
+
+
+@njit
+def approach(w, hashed):
+    """Have the record come too that the slot names, if it is the one; the slot is there by now."""
+    slot = _index(w)[hashed & w.index_mask]
+    if ((slot >> 32) & 0xFFFFFFFF) == hashed:
+        at = w.records_at + RECORD_SIZE * ((slot & 0xFFFFFFFF) >> 2)
+        prefetch(at)
+        prefetch(at + _LINE)
+        prefetch(at + 2 * _LINE)
 
 
 @njit

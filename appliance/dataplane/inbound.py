@@ -21,6 +21,7 @@ from appliance.dataplane import (
     capture,
     error,
     flow,
+    foresight,
     fragment,
     handed,
     libc,
@@ -82,11 +83,23 @@ def receive(w, fd, limit):
 def inbound(w, limit):
     """Take up to ``limit`` datagrams or trains from the wire; gives how many there were."""
     count = receive(w, w.state[0].wire, limit)
+    if count > 1:
+        _foresee(w, count)
     for i in range(count):
         train(w, i)
     merge.flush(w)
     run.flush(w)
     return count
+
+
+@njit
+def _foresee(w, count):
+    """Have the flows of the slots' first packets in the cache when their turn comes."""
+    for i in range(count):
+        w.foreseen[i] = foresight.inbound(w, w.slots, i * SLOT, received(w, i))
+    for i in range(count):
+        if w.foreseen[i] >= 0:
+            flow.approach(w, w.foreseen[i])
 
 
 @njit
@@ -194,9 +207,6 @@ def _enter(w, buffer, p, passed_on):
     if p.kind == ERROR:
         deliver_error(w, buffer, p, passed_on)
         return
-    if p.protocol == UDP and p.destination_port == w.state[0].port and not passed_on:
-        _drop(w, buffer, p, _NESTED)
-        return
     if w.state[0].workers > 1 and not passed_on and not _owns(w, p):
         reason = check_source(w, p)
         if reason != _OK:
@@ -226,6 +236,9 @@ def _enter(w, buffer, p, passed_on):
             _hand_over(w, buffer, p)
             return
         number = inbound_flow(w, p)
+    if number < 0 and _is_nested(w, p):
+        counters(w)[FROM_WIRE + _NESTED] += 1
+        return
     _account(w, number, p)
     _restore(w, buffer, p, number, False)
     if p.piece:
@@ -271,6 +284,12 @@ def _hand_over(w, buffer, p):
     counters(w)[_HANDED] += 1
     run.prepare(w, state.handoff, LOOPBACK_HI, LOOPBACK_LO, state.port, p.length)
     run.add(w, address_of(buffer, p.at), p.length, 0, 0)
+
+
+@njit
+def _is_nested(w, p):
+    """Whether a packet that answers no flow is one of the tunnel: a client's own port may be any, ours too."""
+    return p.protocol == UDP and p.destination_port == w.state[0].port
 
 
 @njit

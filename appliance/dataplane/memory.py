@@ -24,6 +24,7 @@ CONTROL_COUNT = 16 + 2 * limits.REFUSAL_RING
 SECTIONS = [("control", np.dtype(np.int64), CONTROL_COUNT)]
 STOP = 0  # word of ``control``: not 0 asks the worker to end
 CAPTURE = 1  # word of ``control``: not 0 asks for copies of packets (``capture``)
+STAGED = 2  # word of ``control``: not 0 asks the worker to call its stages from Python (``staged``)
 
 
 @njit

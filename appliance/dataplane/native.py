@@ -123,6 +123,9 @@ if INTERPRETED:
     def release():
         """Order every write before against every write after."""
 
+    def prefetch(address):
+        """Ask for the cache line at a machine address; nothing depends on whether it comes."""
+
 else:
 
     @intrinsic
@@ -160,6 +163,20 @@ else:
             return types.none(), codegen
 
         return emit
+
+    @intrinsic
+    def prefetch(_typing, address):
+        """Ask for the cache line at a machine address; nothing depends on whether it comes."""
+
+        def codegen(context, builder, signature, args):
+            byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+            flags = [ir.Constant(number, it) for it in (1, 3, 1)]  # to write; keep it close; data
+            builder.call(function, [builder.inttoptr(args[0], byte), *flags])
+            return context.get_dummy_value()
+
+        return types.none(types.int64), codegen
 
     fence = _fence("seq_cst")
     release = _fence("release")

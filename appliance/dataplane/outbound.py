@@ -1,7 +1,8 @@
 """The outbound stage: packets from local containers, TUN to wire (or to a container of this node).
 
 A batch reads packets one after the other into one buffer, decides, rewrites in place, and appends them to the run;
-small packets lie end to end, so that a train of them can be sent without a copy.
+small packets lie end to end, so that a train of them can be sent without a copy. Beside a small packet the next one is
+read ahead, so that the one at hand finds its flow in the cache (``foresight``).
 
 1. read       one packet or super-packet with its virtio header
 2. classify   and check the virtio header against what the packet really is
@@ -21,6 +22,7 @@ from appliance.dataplane import (
     capture,
     error,
     flow,
+    foresight,
     fragment,
     handed,
     inbound,
@@ -62,42 +64,74 @@ LOOPBACK_HI, LOOPBACK_LO = layout.words("127.0.0.1")
 @njit
 def reserve(w):
     """Make room in the read buffer for a packet of any size; gives its place."""
-    runs = w.run[0]
-    if runs.segments == 0:
-        runs.base = 0
-    elif runs.base + _READ_MAX > limits.READ_BUFFER:
+    if w.run_open == 0:
+        w.read_base = 0
+    elif w.read_base + _READ_MAX > limits.READ_BUFFER:
         run.flush(w)
-        runs.base = 0
-    return runs.base
+        w.read_base = 0
+    return w.read_base
 
 
 @njit
 def outbound(w, limit):
     """Take up to ``limit`` packets from the TUN; gives how many there were. Fewer than ``limit``: it is empty."""
-    state = w.state[0]
-    count = 0
-    while count < limit:
-        at = reserve(w)
-        stages.enter(w, _READ)
-        length = libc.read(w.libc, state.tun, address_of(w.buffer, at), _READ_MAX)
-        stages.enter(w, _OUTBOUND)
+    count, at, length, hashed = 0, 0, np.int64(0), np.int64(-1)
+    while True:
         if length <= 0:
-            if length < 0 and libc.errno(w.libc) != libc.EAGAIN:
-                counters(w)[_ERRORS] += 1
+            if count == limit:
+                break
+            at = reserve(w)
+            length = _read(w, at)
+            if length <= 0:
+                break
+            count += 1
+            hashed = foresight.outbound(w, w.buffer, at + vnet.LENGTH, length - vnet.LENGTH)
+        ahead, following, foreseen, is_empty = at + _aligned(length), np.int64(0), np.int64(-1), False
+        if hashed >= 0 and count < limit and ahead + _READ_MAX <= limits.READ_BUFFER:
+            flow.approach(w, hashed)
+            following = _read(w, ahead)
+            is_empty = following <= 0
+            if not is_empty:
+                count += 1
+                foreseen = foresight.outbound(w, w.buffer, ahead + vnet.LENGTH, following - vnet.LENGTH)
+        _take(w, at, length)
+        if is_empty:
             break
-        count += 1
-        counters(w)[_READS] += 1
-        counters(w)[_BYTES] += length
-        if state.capturing:
-            came = address_of(w.buffer, at + vnet.LENGTH)
-            noted = capture.arrived(w, capture.FROM_CONTAINER, came, length - vnet.LENGTH)
-            accept(w, at, length, False, 0)
-            capture.judged(w, noted)
-            continue
-        accept(w, at, length, False, 0)
+        at, length, hashed = ahead, following, foreseen
     run.flush(w)
     merge.flush(w)
     return count
+
+
+@njit
+def _read(w, at):
+    """Read the next packet with its virtio header to a place of the buffer; its length, or not above 0: none."""
+    stages.enter(w, _READ)
+    length = libc.read(w.libc, w.state[0].tun, address_of(w.buffer, at), _READ_MAX)
+    stages.enter(w, _OUTBOUND)
+    if length > 0:
+        counters(w)[_READS] += 1
+        counters(w)[_BYTES] += length
+    elif length < 0 and libc.errno(w.libc) != libc.EAGAIN:
+        counters(w)[_ERRORS] += 1
+    return length
+
+
+@njit
+def _take(w, at, length):
+    """Handle what was read to a place; what is noted of it is noted before it is rewritten."""
+    noted = np.int64(-1)
+    if w.state[0].capturing:
+        came = address_of(w.buffer, at + vnet.LENGTH)
+        noted = capture.arrived(w, capture.FROM_CONTAINER, came, length - vnet.LENGTH)
+    accept(w, at, length, False, 0)
+    if noted >= 0:
+        capture.judged(w, noted)
+
+
+@njit
+def _aligned(length):
+    return (length + 63) & ~63
 
 
 @njit
@@ -107,7 +141,7 @@ def accept(w, at, length, passed_on, piece):
     ``piece``: not 0 if it was put together from pieces of this size.
     """
     used = packet(w, at, length, passed_on, piece)
-    w.run[0].base = at + ((used + 63) & ~63)
+    w.read_base = at + _aligned(used)
 
 
 @njit

@@ -4,7 +4,11 @@ Packets of one destination and one size (the last may be shorter) are gathered w
 and sent with ``UDP_SEGMENT`` (Documentation/networking/segmentation-offloads.rst, udp(7)). What a run points at must
 stay in place until ``flush``; every stage flushes before it lets go of its buffers.
 
-1. A packet that fits the open run joins it; any other flushes it first.
+Several runs are open at a time, so that packets of many flows in turns still leave as trains: a flow's socket, node and
+port lead to one of ``limits.RUNS`` places, always the same, so that its packets stay in order.
+
+1. A packet that fits the run at its place joins it; any other sends that run first. What may be fragmented leaves from
+   another socket than the rest of its flow: all runs are sent before it, and it before any other.
 2. ``EIO`` means that the device cannot cut trains: that offload is cleared for good, counted, and the run goes out
    packet by packet. ``EINVAL`` and ``EMSGSIZE`` concern this run alone: it goes out packet by packet too.
 3. A packet that cannot be sent is counted as ``send-failed``.
@@ -23,6 +27,7 @@ from appliance.dataplane.state import (
     IOV_LENGTH,
     NAME,
     NAME_LENGTH,
+    VECTORS,
 )
 from appliance.observe.counters import COUNTS, FROM_TUN, Count, Drop, Stage
 
@@ -39,30 +44,42 @@ _SEND = Stage.SEND.value
 
 @njit
 def prepare(w, fd, node_hi, node_lo, port, size):
-    """Make room for a packet of ``size`` bytes: send the open run if the packet cannot join it.
+    """Make room for a packet of ``size`` bytes: send the run at its place if the packet cannot join it.
 
     Gives where in ``run_headers`` the packet's header may be written before it is added.
     """
-    run = w.run[0]
-    if run.segments > 0 and not _fits(w, run, fd, node_hi, node_lo, port, size):
+    last, fragmenting = w.run[w.run_place].fd, w.state[0].fragmenting
+    if fd != last and (fd == fragmenting or last == fragmenting):
         flush(w)
+    place = (fd ^ (node_lo >> 56) ^ (node_lo >> 48) ^ node_hi ^ port) & (limits.RUNS - 1)
+    run = w.run[place]
+    if run.segments > 0 and not _fits(w, run, fd, node_hi, node_lo, port, size):
+        _flush(w, place)
     if run.segments == 0:
         run.fd, run.node_hi, run.node_lo, run.port = fd, node_hi, node_lo, port
         run.size, run.total, run.closed = size, 0, 0
-    return run.segments * limits.HEADER_MAX
+    w.run_place = place
+    return (place * (limits.UDP_SEGMENTS_MAX + 1) + run.segments) * limits.HEADER_MAX
 
 
 @njit
 def add(w, head, head_length, tail, tail_length):
     """Add the packet that was prepared for, as two ranges of memory; the second may be empty."""
-    run = w.run[0]
-    at = 4 * run.segments
+    run = w.run[w.run_place]
+    at = _vectors(w.run_place) + 4 * run.segments
     w.run_iov[at], w.run_iov[at + 1] = head, head_length
     w.run_iov[at + 2], w.run_iov[at + 3] = tail, tail_length
+    w.run_open |= 1 << w.run_place
     run.segments += 1
     run.total += head_length + tail_length
     if head_length + tail_length < run.size:
         run.closed = 1
+
+
+@njit
+def _vectors(place):
+    """Where in ``run_iov`` the vectors of a run begin."""
+    return place * 2 * VECTORS
 
 
 @njit
@@ -83,26 +100,35 @@ def _fits(w, run, fd, node_hi, node_lo, port, size):
 
 @njit
 def flush(w):
-    """Send the open run, if there is one."""
-    run = w.run[0]
-    if run.segments == 0:
-        return
+    """Send all open runs."""
+    place = 0
+    while w.run_open:
+        if w.run_open & (1 << place):
+            _flush(w, place)
+        place += 1
+
+
+@njit
+def _flush(w, place):
+    """Send the run at a place."""
+    run, first = w.run[place], _vectors(place)
     interrupted = stages.enter(w, _SEND)
     _address(w, run)
     if w.state[0].capturing and run.fd != w.state[0].handoff:
-        _capture(w, run)
-    if run.segments == 1 or not _send_train(w, run):
+        _capture(w, run, first)
+    if run.segments == 1 or not _send_train(w, run, first):
         for segment in range(run.segments):
-            _send_packet(w, run, segment)
+            _send_packet(w, run, first + 4 * segment)
     run.segments = 0
+    w.run_open &= ~(1 << place)
     stages.enter(w, interrupted)
 
 
 @njit
-def _capture(w, run):
+def _capture(w, run, first):
     """Note each packet of the run."""
     for i in range(run.segments):
-        at = 4 * i
+        at = first + 4 * i
         capture.note(
             w, capture.TO_NODE, w.run_iov[at], w.run_iov[at + 1], w.run_iov[at + 2], w.run_iov[at + 3],
             run.node_hi, run.node_lo, run.port,
@@ -120,11 +146,11 @@ def _address(w, run):
 
 
 @njit
-def _send_train(w, run):
+def _send_train(w, run, first):
     """Send all segments in one call; False if the kernel wants them one by one."""
     message, control = w.run_message, w.run_control
     control[0], control[1], control[2] = _CMSG_LENGTH, _SOL_UDP | (_UDP_SEGMENT << 32), run.size
-    message[IOV], message[IOV_LENGTH] = address_of(w.run_iov, 0), 2 * run.segments
+    message[IOV], message[IOV_LENGTH] = address_of(w.run_iov, first), 2 * run.segments
     message[CONTROL], message[CONTROL_LENGTH] = address_of(control, 0), _CMSG_SPACE
     sent = libc.sendmsg(w.libc, run.fd, address_of(message, 0))
     if sent >= 0:
@@ -141,10 +167,10 @@ def _send_train(w, run):
 
 
 @njit
-def _send_packet(w, run, segment):
-    """Send one segment of the run by itself."""
+def _send_packet(w, run, at):
+    """Send the segment whose vectors are there by itself."""
     message = w.run_message
-    message[IOV], message[IOV_LENGTH] = address_of(w.run_iov, 4 * segment), 2
+    message[IOV], message[IOV_LENGTH] = address_of(w.run_iov, at), 2
     message[CONTROL], message[CONTROL_LENGTH] = 0, 0
     sent = libc.sendmsg(w.libc, run.fd, address_of(message, 0))
     if sent < 0:

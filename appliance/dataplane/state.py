@@ -29,6 +29,9 @@ STATE = np.dtype(
         ("handoff", "i8"),
         ("epoll", "i8"),
         ("timer", "i8"),
+        ("todo", "i8"),  # stage that is asked for by itself (``staged``); 0: all, again and again
+        ("ready", "i8"),  # what that stage begins with, and leaves
+        ("again", "i8"),
         ("port", "i8"),  # own tunnel port
         ("source_ports", "i8"),  # sending sockets in use; 0: send from the tunnel port
         ("udp_gso", "i8"),  # may trains be sent; cleared when the kernel says EIO
@@ -76,7 +79,6 @@ RUN = np.dtype(
         ("size", "i8"),  # bytes of every segment but a shorter last
         ("total", "i8"),
         ("closed", "i8"),  # the last one was shorter: nothing may follow
-        ("base", "i8"),  # where in the read buffer the next packet goes
     ]
 )
 
@@ -152,12 +154,15 @@ WORKER = np.dtype(
         ("events", "u1", (EVENTS * EVENT_SIZE,)),
         ("scratch", "i8", (8,)),
         # outbound
-        ("run", RUN, (1,)),
-        ("run_iov", "i8", (2 * VECTORS,)),
+        ("run", RUN, (limits.RUNS,)),
+        ("run_open", "i8"),  # a bit for each that holds packets
+        ("run_place", "i8"),  # which was prepared last
+        ("read_base", "i8"),  # where in the read buffer the next packet goes
+        ("run_iov", "i8", (limits.RUNS * 2 * VECTORS,)),
         ("run_message", "i8", (MSGHDR_WORDS,)),
         ("run_control", "i8", (CONTROL_WORDS,)),
         ("run_name", "u1", (NAME_SIZE,)),
-        ("run_headers", "u1", ((limits.UDP_SEGMENTS_MAX + 1) * limits.HEADER_MAX,)),
+        ("run_headers", "u1", (limits.RUNS * (limits.UDP_SEGMENTS_MAX + 1) * limits.HEADER_MAX,)),
         # inbound
         ("merge", MERGE, (1,)),
         ("merge_iov", "i8", (2 * (limits.COALESCE_SEGMENTS + 2),)),
@@ -172,6 +177,7 @@ WORKER = np.dtype(
         ("hand_message", "i8", (MSGHDR_WORDS,)),
         ("hand_name", "u1", (NAME_SIZE,)),
         ("meta", "i8", (misses.META_WORDS,)),
+        ("foreseen", "i8", (limits.WIRE_BATCH,)),  # hashes of the flows of what the slots hold
         # what waits, what was learned, what is being put together
         ("waiting", misses.WAITING, (limits.HELD_ADDRESSES,)),
         ("held_free", "i8"),

@@ -8,6 +8,9 @@ While one stage goes on without a pause, the descriptors are asked every ``_POLL
 Between batches, packets that waited for an address are sent on or given up (``misses``), and flows and fragments that
 are over are forgotten. Before sleeping the worker announces that it holds no reference into the tables
 (``appliance.tables``), and after it the epoch that it starts with.
+
+``work`` is the loop. It can also do one stage of a turn and return, for the loop of ``staged``: each stage has one
+place where it is called, so that it is compiled once.
 """
 
 import numpy as np
@@ -17,7 +20,7 @@ from appliance import limits
 from appliance.dataplane import capture, flow, fragment, handed, learn, libc, merge, misses, run, stages
 from appliance.dataplane.inbound import inbound, is_sibling, receive, received
 from appliance.dataplane.inbound import packet as from_node
-from appliance.dataplane.memory import STOP, control, counters
+from appliance.dataplane.memory import STAGED, STOP, control, counters
 from appliance.dataplane.native import address_of, copy, fence, le32, le64, load_acquire, store_release
 from appliance.dataplane.outbound import accept, outbound, reject, reserve
 from appliance.dataplane.state import EVENT_DATA, EVENT_SIZE, EVENTS, SLOT
@@ -35,31 +38,39 @@ _SETTLE_NS = 100_000_000
 _HANDED_BATCH = limits.WIRE_BATCH
 _WAITS, _EXPIRED = COUNTS + Count.WAITS.value, COUNTS + Count.FLOWS_EXPIRED.value
 _LIVE = COUNTS + Count.FLOWS_LIVE.value
-_TUN_READY, _WIRE_READY, _HANDED_READY = 1, 2, 4
-_EVERYTHING = _TUN_READY | _WIRE_READY | _HANDED_READY
+TUN_READY, WIRE_READY, HANDED_READY = 1, 2, 4
+EVERYTHING = TUN_READY | WIRE_READY | HANDED_READY
+UPKEEP, OUTBOUND, INBOUND, HANDED, WAIT = range(1, 6)  # ``todo``: one of these, once; 0: the loop
 _WAIT, _UPKEEP = Stage.WAIT.value, Stage.UPKEEP.value
 _UNKNOWN_PEER, _MALFORMED = FROM_WIRE + Drop.UNKNOWN_PEER.value, FROM_WIRE + Drop.MALFORMED.value
 
 
 @njit(cache=True, nogil=True)
 def work(workers):
-    """Forward packets until the supervisor sets the stop word. ``workers``: an array of one worker's record."""
+    """Forward packets until the supervisor sets the stop word, or that of ``staged``; or do what ``todo`` says, once.
+    ``workers``: an array of one worker's record."""
     w = workers[0]
-    flow.rebuild(w)
-    ready = _EVERYTHING
-    while load_acquire(control(w), STOP) == 0:
-        begin_batch(w)
-        again = 0
-        if ready & _TUN_READY:
+    todo = w.state[0].todo
+    ready, again = w.state[0].ready, w.state[0].again
+    if todo == 0:
+        flow.rebuild(w)
+        ready = EVERYTHING
+    while todo != 0 or (load_acquire(control(w), STOP) == 0 and control(w)[STAGED] == 0):
+        if todo == 0 or todo == UPKEEP:
+            begin_batch(w)
+            again = 0
+        if ready & TUN_READY and (todo == 0 or todo == OUTBOUND):
             again |= outbound_turn(w)
-        if ready & _WIRE_READY:
+        if ready & WIRE_READY and (todo == 0 or todo == INBOUND):
             again |= inbound_turn(w)
-        if ready & _HANDED_READY:
+        if ready & HANDED_READY and (todo == 0 or todo == HANDED):
             again |= handed_turn(w)
-        if w.state[0].waiting > 0 and w.state[0].next_settle == 0:
-            settle(w)
-        stages.enter(w, _WAIT)
-        ready = look(w, again) if again else wait(w)
+        if todo == 0 or todo == WAIT:
+            end_batch(w)
+            ready = look(w, again) if again else wait(w)
+        if todo != 0:
+            w.state[0].ready, w.state[0].again = ready, again
+            return
     store_release(counters(w), ANNOUNCED, ASLEEP)
 
 
@@ -84,6 +95,14 @@ def begin_batch(w):
         fragment.expire(w)
     if state.waiting > 0:
         settle(w)
+
+
+@njit
+def end_batch(w):
+    """Packets that an answer waits for already do not wait for the next batch."""
+    if w.state[0].waiting > 0 and w.state[0].next_settle == 0:
+        settle(w)
+    stages.enter(w, _WAIT)
 
 
 @njit
@@ -161,7 +180,7 @@ def _give_up(w, place):
 
 @njit
 def outbound_turn(w):
-    """One batch from the TUN; gives ``_TUN_READY`` if there is more."""
+    """One batch from the TUN; gives ``TUN_READY`` if there is more."""
     state = w.state[0]
     if state.now - state.tun_woken < _HOT_NS:
         state.tun_hot = 1
@@ -171,12 +190,12 @@ def outbound_turn(w):
     if count <= 1:
         state.tun_hot = 0
         return 0
-    return _TUN_READY if count == limit else 0
+    return TUN_READY if count == limit else 0
 
 
 @njit
 def inbound_turn(w):
-    """One batch from the wire; gives ``_WIRE_READY`` if there may be more."""
+    """One batch from the wire; gives ``WIRE_READY`` if there may be more."""
     state = w.state[0]
     if state.now - state.wire_woken < _HOT_NS:
         state.wire_hot = 1
@@ -186,12 +205,12 @@ def inbound_turn(w):
     if count <= 1:
         state.wire_hot = 0
         return 0
-    return _WIRE_READY if count == limit else 0
+    return WIRE_READY if count == limit else 0
 
 
 @njit
 def handed_turn(w):
-    """One batch of what siblings passed on; gives ``_HANDED_READY`` if there may be more."""
+    """One batch of what siblings passed on; gives ``HANDED_READY`` if there may be more."""
     count = receive(w, w.state[0].handoff, _HANDED_BATCH)
     for slot in range(count):
         length, start = received(w, slot), slot * SLOT
@@ -203,7 +222,7 @@ def handed_turn(w):
         _take_handed(w, start + misses.META_LENGTH, length - misses.META_LENGTH)
     merge.flush(w)
     run.flush(w)
-    return _HANDED_READY if count == _HANDED_BATCH else 0
+    return HANDED_READY if count == _HANDED_BATCH else 0
 
 
 @njit
@@ -270,11 +289,11 @@ def _ready(w, milliseconds):
     for i in range(count):
         fd = le32(w.events, i * EVENT_SIZE + EVENT_DATA)
         if fd == w.state[0].tun:
-            ready |= _TUN_READY
+            ready |= TUN_READY
         elif fd == w.state[0].wire:
-            ready |= _WIRE_READY
+            ready |= WIRE_READY
         elif fd == w.state[0].handoff:
-            ready |= _HANDED_READY
+            ready |= HANDED_READY
         elif fd == w.state[0].timer:
             libc.read(w.libc, fd, address_of(w.scratch, 0), 8)
     return np.int64(ready)

@@ -252,12 +252,14 @@ class Executor:
             case plan.AddAddress(place, link, interface):
                 await self._address("add", place, link, interface)
             case plan.RemoveAddress(link, interface):
-                await self._address("del", Place.NODE, link, interface)
+                with _or_gone(errno.EADDRNOTAVAIL):
+                    await self._address("del", Place.NODE, link, interface)
             case plan.AddRoute(place, link, destination, gateway):
                 via = {} if gateway is None else {"gateway": str(gateway)}
                 await self._route("add", place, link, destination, **via)
             case plan.RemoveRoute(link, destination):
-                await self._route("del", Place.NODE, link, destination)
+                with _or_gone(errno.ESRCH):
+                    await self._route("del", Place.NODE, link, destination)
             case plan.SetSysctl(place, path, value):
                 self._kernel(place).set_sysctl(path, value)
             case _:
@@ -322,11 +324,8 @@ class Executor:
             os.close(program)
 
     async def _delete(self, link: str) -> None:
-        try:
+        with _or_gone():
             await self._node.ipr.link("del", ifname=link)
-        except NetlinkError as error:
-            if error.code != errno.ENODEV:
-                raise
 
     async def _set(self, place: Place, link: str, **values: Any) -> None:
         kernel = self._kernel(place)
@@ -362,6 +361,17 @@ class Executor:
             scope=_UNIVERSE_SCOPE if more or destination.version == 6 else _LINK_SCOPE,
             **more,
         )
+
+
+@contextmanager
+def _or_gone(*codes: int) -> Iterator[None]:
+    """What is to be removed may be gone by itself since it was looked at: a TUN link, and all that is on it, ends with
+    the last process that has it open. ``codes``: how the kernel says so, besides ENODEV."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in (errno.ENODEV, *codes):
+            raise
 
 
 def reason(error: NetlinkError | OSError) -> str:

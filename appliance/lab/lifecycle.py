@@ -171,7 +171,7 @@ def _build(files: Files, plan: Topology, report: Report) -> Lab:
     report("nodes: starting, as members of the cluster")
     for node in plan.nodes:
         _run(lab, node)
-    _start_servers(files, plan)
+    start_servers(files, plan)
     _await(lab, plan.cluster)
     report("services: deploying")
     lab.manager.deploy(descriptors(plan.spec))
@@ -290,7 +290,7 @@ def scale(name: str, role: str, instances: int, report: Report = lambda _: None)
 def _grow(lab: Lab, containers: Sequence[Container]) -> None:
     lab.files.save(lab.plan.spec)
     network.add(it.namespace for it in containers)
-    _start_servers(lab.files, lab.plan, containers)
+    start_servers(lab.files, lab.plan, containers)
     lab.manager.deploy(descriptors(lab.plan.spec))
     _attach(lab, containers)
 
@@ -364,7 +364,7 @@ def _warm(files: Files, plan: Topology, report: Report) -> None:
         raise LabError(f"`appliance warm` failed with status {done.returncode}:\n{done.stderr}")
 
 
-def _start_servers(files: Files, plan: Topology, containers: Sequence[Container] = ()) -> None:
+def start_servers(files: Files, plan: Topology, containers: Sequence[Container] = ()) -> None:
     """The demo service and iperf3 in each web container, or in these, all listening when this returns."""
     servers = [(it, *server) for it in containers or plan.web for server in _servers(it)]
     for container, name, command, _ in servers:

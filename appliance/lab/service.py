@@ -14,6 +14,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from http import HTTPStatus
@@ -149,7 +150,8 @@ def serve_datagrams(identity: Identity, port: int) -> None:
         listener.bind(("::", port))
         while True:
             _, peer = listener.recvfrom(DATAGRAM_MAX)
-            listener.sendto(json.dumps(answer(identity, peer)).encode(), peer)
+            with suppress(OSError):  # a container that was detached has no way to the client
+                listener.sendto(json.dumps(answer(identity, peer)).encode(), peer)
 
 
 @click.command()

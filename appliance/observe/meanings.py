@@ -29,7 +29,7 @@ SENTENCES: Final[Mapping[str, str]] = {
     "fragment-timeout": "The other fragments of the datagram did not come within 2 s.",
     "unknown-peer": "A packet on tunnel.port from an address that is no node of the cluster.",
     "peer-spoof": "A node sent for a container that is elsewhere: tables that differ for a moment, or an attack.",
-    "nested-overlay": "A packet of the tunnel inside the tunnel.",
+    "nested-overlay": "A packet of the tunnel inside the tunnel, which no container asked for.",
     "icmp-no-flow": "An ICMP error about no live flow: of a connection that is over, or forged.",
     "too-big": "Larger than the path to the node takes; the sender was told the right size.",
 }

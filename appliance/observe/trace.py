@@ -6,7 +6,8 @@ The answer is not worked out a second time: the packet goes through the compiled
 tables and a copy of the live flows (``standin``), and the sentences explain what came of it. So it agrees with what
 happens, but for what only a worker's private memory knows: whose turn it is in a round robin, which of equally loaded
 instances ``least-flows`` draws, and hosts that were learned from packets. ``certain`` says whether a new flow's
-instance is sure; ``candidates`` are those that it may get.
+instance is sure; ``candidates`` are those that it may get. ``later`` are the reasons for which it may still be dropped:
+what the kernel refuses when it is asked, what becomes of the fragments before and after, what the cluster answers.
 
 The supervisor has it done by a process of its own (``tracer``).
 """
@@ -14,7 +15,7 @@ The supervisor has it done by a process of its own (``tracer``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from appliance.dataplane import flow
 from appliance.dataplane.state import Settings
 from appliance.dataplane.steering import steer
 from appliance.observe import counters, packets
+from appliance.observe.counters import Drop
 from appliance.observe.flows import describe
 from appliance.observe.meanings import sentence
 from appliance.observe.packets import Meaning
@@ -35,6 +37,9 @@ from appliance.tables.read import Tables
 SENT: Final = "sent"
 DELIVERED: Final = "delivered"
 HELD: Final = "held"
+REFUSED: Final = {SENT: [Drop.SEND_FAILED.label], DELIVERED: [Drop.TUN_WRITE_FAILED.label]}
+"""What the kernel's refusal is counted as, by verdict."""
+_FRAGMENT: Final = [Drop.FRAGMENT.label, Drop.FRAGMENT_TIMEOUT.label]
 _TAKES_TURNS: Final = ("rr", "closest", "least-flows")
 
 
@@ -69,6 +74,7 @@ class Answer:
     becomes: str | None
     node: str | None
     replies: list[str]
+    later: list[str]
     steps: list[str] = field(default_factory=list)
 
     def reply(self) -> dict[str, Any]:
@@ -111,6 +117,7 @@ def trace(node: Node, question: Question) -> Answer:
         becomes=_becomes(first, meaning),
         node=_where(first),
         replies=[str(it) for it in map(packets.read, _replies(first, meaning))],
+        later=_later(node, question, owner, first, meaning),
     )
     return Answer(**{**asdict(answer), "steps": list(_steps(node, answer, meaning, sender, first))})
 
@@ -188,6 +195,16 @@ def _verdict(outcome: Outcome, meaning: Meaning | None) -> str:
     if outcome.sent:
         return SENT
     return DELIVERED if len(outcome.written) > len(_replies(outcome, meaning)) else HELD
+
+
+def _later(node: Node, question: Question, owner: int, first: Outcome, meaning: Meaning | None) -> list[str]:
+    """For which reasons it may be dropped after this verdict. A datagram that became whole is judged as any packet."""
+    verdict = _verdict(first, meaning)
+    if verdict != HELD:
+        return REFUSED.get(verdict, [])
+    if not first.asked:
+        return _FRAGMENT
+    return [reason for _, reason in _run(node, replace(question, refused=True), owner, 0).drops]
 
 
 def _replies(outcome: Outcome, meaning: Meaning | None) -> list[bytes]:
@@ -287,7 +304,7 @@ def _end(answer: Answer, outcome: Outcome) -> Iterator[str]:
     elif answer.verdict == HELD:
         asked = ", ".join(map(str, outcome.asked))
         what = f"the cluster is asked for {asked}" if asked else "the rest of its datagram is waited for"
-        yield f"held: {what}; dropped if that does not come in time"
+        yield f"held: {what}; dropped if that does not come in time, as {' or '.join(answer.later)}"
     else:
         yield f"dropped, {answer.verdict}: {sentence(answer.verdict)}"
     for reply in answer.replies:

@@ -34,6 +34,7 @@ from appliance.supervisor.errors import NotReadyError, StartError
 from appliance.supervisor.monitor import Monitor
 from appliance.supervisor.nodeengine import NodeEngine
 from appliance.supervisor.ports import spoken
+from appliance.supervisor.staging import StageRequest, Staging
 from appliance.tables.catalogue import Host, Service
 from appliance.tables.publish import TableFullError
 
@@ -134,6 +135,7 @@ class Api:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._capturing = Capturing(supervisor)
+        self._staging: Staging | None = None
 
     def application(self) -> web.Application:
         """The routes."""
@@ -148,6 +150,7 @@ class Api:
         app.router.add_post("/v1/reload", self.reload)
         app.router.add_post("/v1/restart", self.restart)
         app.router.add_post("/v1/workers/renew", self.renew)
+        app.router.add_post("/v1/workers/stage", self.stage)
         app.router.add_get("/v1/status", self.status)
         app.router.add_get("/v1/flows", self.flows)
         app.router.add_get("/v1/hosts", self.hosts)
@@ -300,6 +303,12 @@ class Api:
         """Replace the workers, one at a time; answers when it is done."""
         await self._supervisor.pool.renew()
         return _reply({"workers": picture.workers(self._supervisor)})
+
+    async def stage(self, request: web.Request) -> web.Response:
+        """Have a worker call its stages from Python for a while, so that a profiler sees them."""
+        if self._staging is None:
+            self._staging = Staging(self._supervisor.pool)
+        return _reply({"pid": self._staging.stage(StageRequest.model_validate_json(await request.read()))})
 
     async def status(self, _request: web.Request) -> web.Response:
         """The node at a glance."""

@@ -30,7 +30,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import wraps
 from ipaddress import ip_address
@@ -192,9 +192,11 @@ class Supervisor:
 
     async def _open_tables(self, left: Estate | None) -> None:
         """The shared tables, and what is written into them."""
+        from appliance.supervisor.warm import compile_publisher
         from appliance.tables.catalogue import Catalogue
         from appliance.tables.publish import Publisher
 
+        await asyncio.to_thread(compile_publisher)
         try:
             tables = None if left is None else left.take("tables")
             self.publisher = Publisher(self._capacity(), self.pool.announced, tables)
@@ -501,15 +503,16 @@ class Supervisor:
 
     @counted("detach")
     async def detach(self, service: str, instance: int, netns: NetnsRef | None = None) -> bool:
-        """Take a container off the bridge, and say so; False if it was not on it, or is in another namespace than this.
+        """Say that a container goes, and take it off the bridge; False if it was not on it, or is in another namespace
+        than this.
 
-        Raises EnvironmentError_.
+        Raises EnvironmentError_: then it is still there, and announced again.
         """
         known = [it for it in self._known(service, instance) if netns in (None, it.netns)]
-        if known or netns is None:
-            await self.ports.drop(service, instance)
-        found = await self.environment.detach(service, instance, netns)
-        await self.membership.reconcile()
+        async with self.membership.leaving(service, instance) if known else nullcontext():
+            if known or netns is None:
+                await self.ports.drop(service, instance)
+            found = await self.environment.detach(service, instance, netns)
         if self.naming is not None and found:
             for attachment in known:
                 await self.naming.detached(attachment)

@@ -14,7 +14,8 @@ disk count at once, and else the cluster's when it gives them: ``provisioned`` s
 The environment is then made as it should be; if that fails it is tried again every ``RETRY_S`` seconds.
 
 **Instances.** What is attached is announced, what is no more is withdrawn (``reconcile``); both are compared, never
-assumed, so containers that were adopted at the start are announced, and those that a reboot took are not.
+assumed, so containers that were adopted at the start are announced, and those that a reboot took are not. What is being
+taken off its link is withdrawn first (``leaving``): the others choose elsewhere by the time that the link is gone.
 
 **Use.** An interest ends if nothing uses it (``cluster.interest``). Every ``scan_pause`` the flow records of all
 workers are looked through in a thread, and the jobs whose addresses live flows have are reported as used.
@@ -25,7 +26,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from appliance.cluster.checks import Subnetwork, check_job
@@ -95,6 +97,7 @@ class Membership:
         self._is_remembered = False
         self._is_serving = False
         self._announced: dict[tuple[str, int], Attachment] = {}
+        self._leaving: set[tuple[str, int]] = set()
         self._joining = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -237,11 +240,25 @@ class Membership:
 
     # --- what runs here --------------------------------------------------------------------------------------------
 
+    @asynccontextmanager
+    async def leaving(self, service: str, instance: int) -> AsyncIterator[None]:
+        """Within the block an instance is taken off its link: it is withdrawn before, so that the cluster tells the
+        others meanwhile. If it stays after all it is announced again."""
+        self._leaving.add((service, instance))
+        try:
+            await self.reconcile()
+            yield
+        finally:
+            self._leaving.discard((service, instance))
+            await self.reconcile()
+
     async def reconcile(self) -> None:
         """Announces what is attached and was not, and withdraws what was and is not any more. Does not wait."""
         if self.member is None:
             return
         attached = {(it.service, it.instance): it for it in self._environment.attachments()}
+        for key in self._leaving:
+            attached.pop(key, None)
         for key in self._announced.keys() - attached.keys():
             del self._announced[key]
             await self.member.undeployed(*key)

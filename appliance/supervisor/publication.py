@@ -16,17 +16,17 @@ raised. Listeners are called once the change is in the tables; one that fails is
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from itertools import groupby
 from typing import Final
 
 from appliance.cluster.feed import Tables
 from appliance.cluster.messages import TableQueryResult, entries_of_job
 from appliance.cluster.requests import Endpoint
+from appliance.collector import aside
 from appliance.tables.catalogue import Catalogue, Change, Host, Service
 from appliance.tables.claims import Claims
 from appliance.tables.layout import IPAddress
@@ -110,7 +110,7 @@ class Publication:
     def _publish(self, changed: Iterable[str]) -> Change:
         """Brings what is known of these jobs into the tables, and tells the listeners."""
         names = frozenset(changed)
-        with _collector(aside=len(names) >= MANY):
+        with aside(when=len(names) >= MANY):
             self._derive(names)
             change = self._catalogue.update(self._new_hosts, self._new_services | self._arranged())
         self._new_hosts.clear()
@@ -145,21 +145,6 @@ class Publication:
                 listener(tables)
             except Exception:
                 log.exception("a listener of the tables failed")
-
-
-@contextmanager
-def _collector(*, aside: bool) -> Iterator[None]:
-    """Keeps Python's cycle collector off many new objects that hold no cycles, now and later: one pass over the entries
-    of 10,000 jobs stops the event loop for half a second. What is replaced is freed all the same, by its count."""
-    if not aside or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _by_job(results: Iterable[TableQueryResult]) -> dict[str, TableQueryResult]:

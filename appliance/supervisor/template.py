@@ -265,7 +265,7 @@ def _close_others(kept: set[int]) -> None:
 
 def _forward(spawn: Spawn, fds: list[int]) -> None:
     from appliance import privileges
-    from appliance.dataplane import flow, memory, misses, sleep, state, worker
+    from appliance.dataplane import flow, memory, misses, sleep, staged, state
     from appliance.dataplane.balance import sticky
     from appliance.observe import counters
     from appliance.tables import layout, read, segment
@@ -305,7 +305,7 @@ def _forward(spawn: Spawn, fds: list[int]) -> None:
     made = state.make(settings, descriptors, tables, records, counts, control, reports, clients)
     privileges.drop(spawn.uid, spawn.gid)
     privileges.confine(privileges.WORKER)
-    worker.work(made.record)
+    staged.forward(made.record, control)
 
 
 def _name_process(name: str) -> None:

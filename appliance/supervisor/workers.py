@@ -132,12 +132,12 @@ def new_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: 
 def adopted_worker(index: int, cpu: int, queue: int, sockets: WorkerSockets, flows: int, left: Estate) -> Worker:
     """A worker's memory as another supervisor made it. Raises KeyError or ValueError if it is not complete.
 
-    Whoever captured packets through the one before is gone.
+    Whoever captured packets or profiled through the one before is gone.
     """
     layouts = _layouts(flows)
     fds = {name: left.take(f"{index}.{name}") for name in layouts}
     records, counts, control, ring = (segment.arrays(fds[n], layouts[n], writable=True)[n] for n in layouts)
-    control[memory.CAPTURE] = 0
+    control[memory.CAPTURE] = control[memory.STAGED] = 0
     reading = reports.Reports(ring, left.take(f"{index}.missed"))
     return Worker(index, cpu, queue, sockets, fds, records, counts, control, ring, reading, left.take(f"{index}.wake"))
 

@@ -14,6 +14,7 @@ in use, everything else is free as soon as every reader has begun a batch after 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from appliance.tables.layout import IPAddress, IPNetwork
 from appliance.tables.read import Tables, _find, mix
 
 ASLEEP = (1 << 63) - 1  # announced by a reader that holds no reference
+PORTION = 64  # rows linked before what they replace may be freed: a table with room for so many can change whole
+PATIENCE_S = 0.02  # for readers to begin another batch, when room is wanted; one takes less than a millisecond
 
 
 class TableFullError(Exception):
@@ -311,16 +314,16 @@ class Publisher:
         raise self._services.full()
 
     def _chunks(self, entries: _Entries, rows: Any) -> Iterator[Any]:
-        """Rows in portions that fit; what was retired before may be free after another epoch."""
+        """Rows in portions that fit."""
         at = 0
         while at < len(rows):
             if not entries.room:
-                self.publish()
+                self._make_room()
             if not entries.room:
                 error = entries.full()
                 error.placed = at
                 raise error
-            chunk = rows[at : at + entries.room]
+            chunk = rows[at : at + min(entries.room, PORTION)]
             yield chunk
             at += len(chunk)
 
@@ -343,7 +346,7 @@ class Publisher:
         try:
             return self._choices.allocate(size)
         except MemoryError:
-            self.publish()  # what was retired before may be free after another epoch
+            self._make_room()
         try:
             return self._choices.allocate(size)
         except MemoryError as error:
@@ -353,7 +356,7 @@ class Publisher:
         """Write the maglev tables of all rows, or of none."""
         wanted = sum(table is not None for table in tables)
         if wanted > len(self._maglev):
-            self.publish()  # what was retired before may be free after another epoch
+            self._make_room()
         if wanted > len(self._maglev):
             raise TableFullError(f"tables.maglev: all {self.capacity.maglev} tables are in use or not yet free")
         return [layout.NO_TABLE if table is None else self._place_table(table) for table in tables]
@@ -391,6 +394,13 @@ class Publisher:
         store_epoch(self._tables.header, np.int64(self.epoch + 1))
         self.reclaim()
         return self.epoch
+
+    def _make_room(self) -> None:
+        """Begin another epoch, and wait a little until what was retired before is free."""
+        self.publish()
+        end = time.monotonic() + PATIENCE_S
+        while self.reclaim() and time.monotonic() < end:
+            time.sleep(PATIENCE_S / 40)
 
     def reclaim(self) -> int:
         """Free retired entries that no reader can hold; gives how many still rest."""

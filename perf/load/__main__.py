@@ -3,13 +3,14 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from perf.load import connects, openloop, tcp, udp
+from perf.load import calls, connects, crowd, openloop, tcp, udp
 
 
 def work(task: Callable[[], Any]) -> None:
@@ -54,6 +55,31 @@ def udp_sink(port: int) -> None:
     """Count UDP packets until no more come."""
     with udp.sink(port) as endpoint:
         work(lambda: udp.count(endpoint))
+
+
+@main.command()
+@click.argument("address")
+@click.argument("flows", type=int)
+@click.argument("seconds", type=float)
+def crowd_container(address: str, flows: int, seconds: float) -> None:
+    """Send UDP packets of FLOWS flows from a container."""
+    with crowd.of_container(address, flows) as source:
+        source.send(crowd.WARM_S)
+        work(lambda: source.send(seconds))
+
+
+@main.command()
+@click.argument("node")
+@click.argument("port", type=int)
+@click.argument("source")
+@click.argument("destination")
+@click.argument("flows", type=int)
+@click.argument("seconds", type=float)
+def crowd_node(node: str, port: int, source: str, destination: str, flows: int, seconds: float) -> None:
+    """Send UDP packets of FLOWS flows from one container to another, as a node does."""
+    with crowd.of_node(node, port, source, destination, flows) as packets:
+        packets.send(crowd.WARM_S)
+        work(lambda: packets.send(seconds))
 
 
 @main.command()
@@ -115,6 +141,22 @@ def connect_server(port: int) -> None:
     with connects.server(port) as endpoint:
         pin(SERVER)
         work(lambda: connects.accept_all(endpoint))
+
+
+@main.command()
+@click.argument("service")
+@click.argument("instance")
+def callers(service: str, instance: str) -> None:
+    """Call the demo SERVICE, and one INSTANCE of it, in every way until the input ends."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    print("ready", flush=True)
+    print(json.dumps(asdict(calls.call_until(ended, service, instance))), flush=True)
 
 
 if __name__ == "__main__":

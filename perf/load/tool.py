@@ -31,7 +31,7 @@ class Tool:
     """A process in a namespace. It is marked as the lab's and ends with the block, so that none is left
     behind."""
 
-    def __init__(self, namespace: str, *argv: str) -> None:
+    def __init__(self, namespace: str, *argv: str, lab: str = net.LAB) -> None:
         """Starts a command. Raises OSError."""
         self._name = f"{namespace}: {' '.join(argv)}"
         self._process = subprocess.Popen(
@@ -40,7 +40,7 @@ class Tool:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is this process's, which then ends its tools in order
-            env={**processes.environment(net.LAB), "PYTHONPATH": str(ROOT)},
+            env={**processes.environment(lab), "PYTHONPATH": str(ROOT)},
         )
 
     def __enter__(self) -> Self:
@@ -96,6 +96,6 @@ class Tool:
         return ToolError(f"{self._name}: {expected}, got {said!r}")
 
 
-def end(namespace: str, *argv: str) -> Tool:
+def end(namespace: str, *argv: str, lab: str = net.LAB) -> Tool:
     """One of the ends in `perf.load`, by its name and arguments. Raises OSError."""
-    return Tool(namespace, sys.executable, "-m", "perf.load", *argv)
+    return Tool(namespace, sys.executable, "-m", "perf.load", *argv, lab=lab)

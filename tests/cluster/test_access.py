@@ -1,6 +1,7 @@
 """How the broker is reached: what the configuration may say, and that what it says is done or refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -129,6 +130,16 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     assert "hunter2" not in f"{reached!r} {reached}"
 
 
+def test_an_identifier_is_a_nodes_own_and_lasts(tmp_path: Path, authority: Authority, node: Pair) -> None:
+    mine, again = (access(Cluster(url="broker", **tls(authority, node))).identifier(wire.NODE) for _ in range(2))
+    theirs = access(Cluster(url="broker", **tls(authority, authority.issue("theirs")))).identifier(wire.NODE)
+    secret = access(Cluster(url="broker", user="me", password_file=secret_file(tmp_path, "x"))).identifier(wire.NODE)
+    assert mine == again
+    assert len({mine, theirs, secret}) == 3
+    assert all(re.fullmatch(rf"{wire.NODE}-[0-9a-f]{{32}}", it) for it in (mine, theirs, secret))
+    assert access(Cluster(url="broker")).identifier(wire.NODE) == wire.NODE
+
+
 def wrong(tmp_path: Path, authority: Authority, node: Pair) -> Iterator[tuple[dict[str, Any], str]]:
     """Configurations that are right as such, and cannot be done."""
     text, public, empty = tmp_path / "text", tmp_path / "public", tmp_path / "empty"
@@ -200,7 +211,7 @@ def test_certificates_of_both_sides(tls_broker: Mosquitto, tmp_path: Path, autho
 
     run(test)
     log = tls_broker.log.read_text()
-    assert f"Received PUBLISH from {wire.NODE} (d0, q1, r0" in log
+    assert re.search(rf"Received PUBLISH from {wire.NODE}-[0-9a-f]{{32}} \(d0, q1, r0", log)
     assert "Denied PUBLISH" not in log
 
 

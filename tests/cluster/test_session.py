@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.cluster import session as module
 from appliance.cluster.commands import Assigned, Changed, Command, Flush, NodesChanged, Publish, Refused, Subscribe
 from appliance.cluster.interests import HINT_QUIET
 from appliance.cluster.messages import ClusterNode, MessageError, entries, parse_results
@@ -565,6 +566,36 @@ def test_an_interest_that_was_given_up_can_begin_again() -> None:
     assert queries(commands) == [JOB]
 
 
+def test_an_answer_that_says_the_same_is_as_good_as_one_that_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    node.follow(job=OTHER)
+    node.follow()
+    node.disconnect()
+    node.connect()
+    monkeypatch.setattr(module, "parse_answer", None)
+    assert answers(node.answer(instance())) == [(JOB, True)]
+    assert changed(node.last) == set()
+    assert answers(node.answer(instance(), job=OTHER)) == [(OTHER, True)]
+    assert node.session.staleness(node.now) == 0
+
+
+def test_only_the_last_answer_about_a_job_is_remembered() -> None:
+    node = Node()
+    node.follow()
+    assert changed(node.answer(instance(1))) == {JOB}
+    assert changed(node.answer(instance())) == {JOB}
+    assert [it.number for it in node.session.jobs[JOB].instances] == [0]
+
+
+def test_an_answer_is_read_anew_once_its_job_was_given_up() -> None:
+    node = Node()
+    node.follow()
+    node.wait(10.1)
+    node.answer(instance())
+    node.need()
+    assert changed(node.answer(instance())) == {JOB}
+
+
 class ExistingManager:
     """Who is interested in what, as an existing manager keeps it, and what makes it stop listening."""
 
@@ -690,6 +721,38 @@ def test_a_notice_is_only_a_hint() -> None:
         node.wait(1)
         assert queries(node.do(node.session.received(NOTICES, payload, node.now))) == [JOB]
         node.answer(instance())
+
+
+def test_what_a_notice_calls_gone_is_not_sent_to_any_more_and_the_answer_has_the_last_word() -> None:
+    node = Node()
+    node.follow(instance(0), instance(1))
+    node.wait(1)
+    gone = instance(1)["namespace_ip"]
+    commands = node.do(node.session.received(NOTICES, json.dumps({"gone": [gone]}).encode(), node.now))
+    assert changed(commands) == {JOB}
+    assert [it.number for it in node.session.jobs[JOB].instances] == [0]
+    assert queries(commands) == [JOB]
+    node.answer(instance(0), instance(1))
+    assert [it.number for it in node.session.jobs[JOB].instances] == [0, 1]
+
+
+@pytest.mark.parametrize("gone", ["[1]", '["10.18.0.999"]', '"10.18.0.66"', '["198.51.100.1"]', "[]", '[""]'])
+def test_a_notice_about_nobody_here_is_only_a_hint(gone: str) -> None:
+    node = Node()
+    node.follow()
+    node.wait(1)
+    commands = node.do(node.session.received(NOTICES, f'{{"gone": {gone}}}'.encode(), node.now))
+    assert (changed(commands), queries(commands)) == (set(), [JOB])
+
+
+def test_a_notice_takes_nothing_away_that_runs_here() -> None:
+    node = Node()
+    node.deploy(OWN)
+    node.answer(instance(OWN.number, node=str(HERE.address)), job=OWN.job)
+    node.wait(1)
+    before = node.session.jobs[OWN.job]
+    node.do(node.session.received(f"jobs/{OWN.job}/updates_available", f'{{"gone": ["{OWN.v4}"]}}'.encode(), node.now))
+    assert [it.address_v4 for it in node.session.jobs[OWN.job].instances] == [it.address_v4 for it in before.instances]
 
 
 def test_an_answer_replaces_all_of_the_job_and_nothing_else() -> None:

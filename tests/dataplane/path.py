@@ -1,7 +1,7 @@
 """The compiled packet path without the kernel: one worker whose system calls are replaced.
 
-``CompiledPath`` runs the real loop (``worker.work``) for one input: its sleep is answered by the stop word, its reads
-by what the test queued, and what it sends and writes is recorded. Errors can be injected into every call.
+``CompiledPath`` runs the real loop (``staged.forward``) for one input: its sleep is answered by the stop word, its
+reads by what the test queued, and what it sends and writes is recorded. Errors can be injected into every call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from appliance.dataplane import flow, libc, memory, misses, source, state, worker
+from appliance.dataplane import flow, libc, memory, misses, source, staged, state
 from appliance.observe import counters
 from appliance.observe.counters import Drop
 from appliance.supervisor import reports
@@ -65,6 +65,10 @@ class SystemCalls:
         self.sent: list[tuple[int, str, int, bytes, int]] = []  # fd, address, port, bytes, segment size
         self.fail_send: Callable[[int, bytes, int], int] = lambda fd, data, size: 0
         self.fail_write: Callable[[bytes], int] = lambda data: 0
+        self.polls = False
+        """Whether a look without sleeping tells which descriptors have something; otherwise none has."""
+        self.turn_ns = 0
+        """How much later it is each time that somebody asks."""
         self._control = control
         long, integer = ctypes.c_int64, ctypes.c_int
         self._callbacks = [
@@ -132,12 +136,16 @@ class SystemCalls:
             ctypes.memmove(header.control, struct.pack("=Qiii", 20, 17, 104, segment), 20)
             header.control_length = 24
 
-    def _wait(self, _epoll: int, _events: int, _count: int, timeout: int) -> int:
-        if timeout:
+    def _wait(self, _epoll: int, events: int, _count: int, timeout: int) -> int:
+        ready = [fd for fd, queue in ((TUN, self.tun_reads), (WIRE, self.datagrams)) if self.polls and queue]
+        for place, fd in enumerate(ready):
+            ctypes.memmove(events + place * state.EVENT_SIZE + state.EVENT_DATA, struct.pack("=i", fd), 4)
+        if timeout and not ready:
             self._control[memory.STOP] = 1
-        return 0
+        return len(ready)
 
     def _clock(self, _clock: int, address: int, _zero: int) -> int:
+        self.now += self.turn_ns
         ctypes.memmove(address, struct.pack("=qq", self.now // _SECOND, self.now % _SECOND), 16)
         return 0
 
@@ -236,12 +244,13 @@ class CompiledPath:
         self.calls.datagrams.append((source, payload, segment))
         return self.run()
 
-    def run(self) -> Outcome:
-        """Let the worker run until it would sleep; gives what came out."""
+    def run(self, *, by_stage: bool = False) -> Outcome:
+        """Let the worker run until it would sleep; gives what came out. ``by_stage``: called from Python."""
         before = self._drops()
         self.calls.sent, self.calls.written = [], []
         self._control[memory.STOP] = 0
-        worker.work(self.worker.record)
+        self._control[memory.STAGED] = by_stage
+        staged.forward(self.worker.record, self._control)
         after = self._drops()
         return Outcome(
             wire=[(ip, port, data) for _, ip, port, datagram, size in self.calls.sent for data in cut(datagram, size)],

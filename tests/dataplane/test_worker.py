@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -405,3 +407,96 @@ def test_a_datagram_in_pieces_reaches_the_sibling_that_owns_its_flow() -> None:
     assert [packet for *_, packet in other.run().wire] == build.fragments(expected, 104)
     other.calls.handed.append((("127.0.0.1", 999), handed, 0))  # not a sibling's port: not believed
     assert other.run().drops == {"malformed": 1}
+
+
+# --- elephants and mice --------------------------------------------------------------------------------------------
+
+TURN_NS = 60_000
+"""What a turn with a full batch takes at least: 64 packets at a microsecond each."""
+
+
+class Watched(deque[Any]):
+    """A queue that tells of each read."""
+
+    def __init__(self, items: Iterable[Any], on_read: Callable[[], None]) -> None:
+        super().__init__(items)
+        self._on_read = on_read
+
+    def popleft(self) -> Any:
+        self._on_read()
+        return super().popleft()
+
+
+@pytest.mark.parametrize("arrives", [1, 63, 64, 65, 200, 511])
+def test_a_mouse_from_the_wire_waits_for_two_batches_of_an_elephant_at_most(arrives: int) -> None:
+    """The rest of the batch that is under way, and one that begins before the worker looks."""
+    path = CompiledPath(world())
+    heat(path)
+    reads, seen = 0, 0
+
+    def read() -> None:
+        nonlocal reads
+        reads += 1
+        if reads == arrives:
+            path.calls.datagrams.append((("192.0.2.2", 50103), udp("10.30.0.2", CLIENT), 0))
+
+    def written(_data: bytes) -> int:
+        nonlocal seen
+        seen = reads
+        return 0
+
+    path.calls.polls, path.calls.turn_ns, path.calls.fail_write = True, TURN_NS, written
+    path.calls.tun_reads = Watched([PLAIN + udp(CLIENT, SERVICE)] * 1_000, read)
+    path.run()
+    assert reads == 1_000
+    assert 0 <= seen - arrives <= 2 * limits.TUN_BATCH, (seen, reads)
+
+
+@pytest.mark.parametrize("arrives", [1, 8, 9, 30, 63])
+def test_a_mouse_from_a_container_waits_for_two_batches_of_an_elephant_at_most(arrives: int) -> None:
+    path = CompiledPath(world())
+    heat(path)
+    reads, seen = 0, 0
+    mouse = PLAIN + udp(CLIENT, SERVICE, sport=7777, data=b"mouse")
+
+    def read() -> None:
+        nonlocal reads
+        reads += 1
+        if reads == arrives:
+            path.calls.tun_reads.append(mouse)
+
+    def sent(_fd: int, data: bytes, _size: int) -> int:
+        nonlocal seen
+        if data.endswith(b"mouse"):
+            seen = reads
+        return 0
+
+    path.calls.polls, path.calls.turn_ns, path.calls.fail_send = True, TURN_NS, sent
+    path.calls.datagrams = Watched([(("192.0.2.2", 50103), udp("10.30.0.2", CLIENT), 0)] * 400, read)
+    path.run()
+    assert reads == 400
+    assert 0 <= seen - arrives <= 2 * limits.WIRE_BATCH, (seen, reads)
+
+
+# --- stages one by one ---------------------------------------------------------------------------------------------
+
+
+def test_stages_that_are_called_one_by_one_do_what_the_loop_does() -> None:
+    outcomes = []
+    for by_stage in (False, True):
+        path = CompiledPath(world())
+        heat(path)
+        path.calls.polls = True
+        path.calls.tun_reads.extend(PLAIN + udp(CLIENT, SERVICE, data=b"x" * size) for size in (20, 20, 10, 20))
+        path.calls.tun_reads.append(PLAIN + udp(CLIENT, "10.30.99.99"))
+        path.calls.datagrams.extend([(("192.0.2.2", 50103), udp("10.30.0.2", CLIENT), 0)] * 20)
+        outcomes.append(path.run(by_stage=by_stage))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0].wire
+    assert outcomes[0].tun
+
+
+def test_a_worker_ends_while_its_stages_are_called_one_by_one() -> None:
+    path = CompiledPath(world())
+    path.run(by_stage=True)
+    assert path.run().drops == {}

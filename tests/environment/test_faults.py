@@ -5,23 +5,26 @@ a command that is added to a plan is broken here without being named here.
 """
 
 import itertools
-import signal
-import subprocess
-import sys
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from appliance.environment import Attachment, EnvironmentError_, EnvironmentManager
+from tests.environment.dying import Dying, dying
 from tests.environment.faults import Fault, fail, nothing
 from tests.environment.netns import BRIDGE, TUN, Netns
 from tests.environment.settings import SERVICE, attach, config, converged
 
 pytestmark = pytest.mark.root
 
-ROOT = Path(__file__).parent.parent.parent
 MakeNetns = Callable[[], Netns]
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Dying]:
+    """Where operations run that are killed."""
+    with dying() as made:
+        yield made
 
 
 @pytest.fixture
@@ -68,20 +71,20 @@ def test_an_attachment_that_fails_leaves_nothing(node: Netns, container: Netns) 
     assert commands_broken(lambda after: node.run(lambda: main(after))) >= 10
 
 
-def test_a_node_whose_process_is_killed_converges(make_node: MakeNetns) -> None:
+def test_a_node_whose_process_is_killed_converges(make_node: MakeNetns, process: Dying) -> None:
     async def main(node: Netns) -> None:
         await is_whole(node, await converged())
 
     def broken(after: int) -> bool:
         node = make_node()
-        died = dies(node, "converge", after)
+        died = process.dies(node.name, "converge", after)
         node.run(lambda: main(node))
         return died
 
     assert commands_broken(broken) >= 10
 
 
-def test_what_a_killed_process_left_is_removed_or_adopted(node: Netns, container: Netns) -> None:
+def test_what_a_killed_process_left_is_removed_or_adopted(node: Netns, container: Netns, process: Dying) -> None:
     """A link is either complete, and then adopted, or gone after the next convergence."""
     adopted: list[bool] = []
 
@@ -98,7 +101,7 @@ def test_what_a_killed_process_left_is_removed_or_adopted(node: Netns, container
     empty = node.state(), container.state()
 
     def broken(after: int) -> bool:
-        died = dies(node, "attach", after, container.name)
+        died = process.dies(node.name, "attach", after, container.name)
         node.run(main)
         return died
 
@@ -106,7 +109,7 @@ def test_what_a_killed_process_left_is_removed_or_adopted(node: Netns, container
     assert adopted == [False] * (last - 1) + [True] * 2, "only the last command of a plan commits"
 
 
-def test_what_a_killed_process_left_is_attached_again(node: Netns, container: Netns) -> None:
+def test_what_a_killed_process_left_is_attached_again(node: Netns, container: Netns, process: Dying) -> None:
     async def main() -> None:
         manager = await converged()
         await attach(manager, container)
@@ -114,14 +117,14 @@ def test_what_a_killed_process_left_is_attached_again(node: Netns, container: Ne
         await manager.detach(SERVICE, 0)
 
     def broken(after: int) -> bool:
-        died = dies(node, "attach", after, container.name)
+        died = process.dies(node.name, "attach", after, container.name)
         node.run(main)
         return died
 
     assert commands_broken(broken) >= 10
 
 
-def test_a_detachment_whose_process_is_killed(node: Netns, container: Netns) -> None:
+def test_a_detachment_whose_process_is_killed(node: Netns, container: Netns, process: Dying) -> None:
     async def before() -> None:
         await attach(await converged(), container)
 
@@ -129,7 +132,7 @@ def test_a_detachment_whose_process_is_killed(node: Netns, container: Netns) -> 
         return (await converged()).attachments()
 
     node.run(before)
-    assert dies(node, "detach", 1)
+    assert process.dies(node.name, "detach", 1)
     assert node.run(after) == []
     assert container.state()["links"] == ["lo"]
 
@@ -167,12 +170,3 @@ def is_attached(container: Netns, attachments: list[Attachment]) -> None:
     assert (only.service, only.instance, str(only.address_v4)) == (SERVICE, 0, "10.18.0.2")
     assert container.state()["addresses"] == ["eth0 10.18.0.2/26", "eth0 fc00::2/120"]
     assert len(container.state()["routes"]) == 2
-
-
-def dies(node: Netns, operation: str, after: int, container: str = "") -> bool:
-    """Runs an operation in a process in the node's namespace; whether it came to the command to die after."""
-    program = [sys.executable, "-m", "tests.environment.dying", operation, str(after), container]
-    start = ["ip", "netns", "exec", node.name, *program]
-    done = subprocess.run(start, cwd=ROOT, timeout=30, capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
-    return done.returncode != 0

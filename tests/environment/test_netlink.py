@@ -1,14 +1,15 @@
 """What a refusal of the kernel says."""
 
 import errno
+from ipaddress import ip_interface, ip_network
 
 import pytest
 from pyroute2 import NetlinkError
 
 from appliance.environment import EnvironmentError_
 from appliance.environment.netlink import Executor, Kernel, reason
-from appliance.environment.plan import Command, DeleteLink, Place, SetSysctl, SetUp
-from tests.environment.netns import Netns
+from appliance.environment.plan import Command, DeleteLink, Place, RemoveAddress, RemoveRoute, SetSysctl, SetUp
+from tests.environment.netns import TUN, Netns
 
 
 @pytest.mark.parametrize(
@@ -47,9 +48,15 @@ def test_a_refused_command_is_named(node: Netns, command: Command, message: str)
 
 
 @pytest.mark.root
-def test_deleting_a_link_that_is_gone_is_no_error(node: Netns) -> None:
+@pytest.mark.parametrize("link", ["nosuch", TUN])
+def test_removing_what_is_gone_is_no_error(node: Netns, link: str) -> None:
+    """A TUN link may end with its last process at any moment, and what is on it with it."""
+    route, address = ip_network("10.16.0.0/12"), ip_interface("10.18.0.1/32")
+    gone: list[Command] = [RemoveRoute(link, route), RemoveAddress(link, address), DeleteLink(link)]
+
     async def main() -> None:
         async with Kernel.open() as kernel:
-            await Executor(kernel).carry_out(DeleteLink("nosuch"))
+            for command in gone:
+                await Executor(kernel).carry_out(command)
 
     node.run(main)

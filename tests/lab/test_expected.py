@@ -36,6 +36,7 @@ UNKNOWN: dict[Family, str] = {"v4": "10.30.77.77", "v6": "fdff:2000::77"}
 AT_ONCE_S = 1.0
 PORT, CLOSED = 7004, 4444
 SCTP = 132
+DNS_BYTES = 4_000
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,19 @@ def test_udp_of_every_size_is_answered(narrow: Lab, family: Family, container: s
             done = json.loads(run(narrow, "client1", *program("datagrams", "send", target, PORT, size, 1, 10)))
             assert (done["datagrams"], done["wrong"]) == (10, 0)
             assert done["repeated"] <= 1, size
+
+
+@by_family
+def test_dns_over_udp_also_when_the_answer_comes_in_fragments(narrow: Lab, family: Family) -> None:
+    """Three times what the path takes; over IPv6 the first large one may have to teach its sender: dig asks again."""
+    target = instance_ip(narrow, narrow.plan.web[1], family)
+    with background(narrow, "web1", *program("dns", DNS_BYTES)) as server:
+        assert line(server) == "ready"
+        ask = ("dig", f"@{target}", "+notcp", "+ignore", "+tries=3", "+timeout=2", "example.test", "TXT")
+        small = run(narrow, "client1", *ask, "+bufsize=1232")
+        assert re.search(r"flags: [a-z ]*\btc\b", small), small
+        large = run(narrow, "client1", *ask, "+bufsize=8192")
+        assert f"ANSWER: {DNS_BYTES // 255}," in large, large
 
 
 @by_family

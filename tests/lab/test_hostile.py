@@ -19,6 +19,7 @@ import pytest
 
 from appliance.config import Config
 from appliance.lab.lifecycle import Lab
+from appliance.observe import packets
 from tests.conftest import ROOT
 from tests.lab import mutations
 from tests.lab.helpers import (
@@ -49,6 +50,8 @@ TOLD_S = 8.0
 MUTANTS, MUTANTS_LONG, AT_ONCE = 3_000, 1_000_000, 500
 FRAGMENTS = {"fragment", "fragment-timeout"}
 MARK = mutations.MARK
+DESCRIBED = {"unknown-peer", "peer-spoof", "not-local", "nested-overlay"}
+"""Reasons for which addresses and ports are enough; others are a matter of bytes (``tests/observe/test_trace.py``)."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +253,21 @@ def test_what_no_node_would_send_reaches_nobody_and_is_counted(attack: Attack) -
         until(lambda: sum((attack.drops() - before).values()) >= expected.total(), f"{name}: {expected}", TOLD_S)  # noqa: B023
         assert attack.drops() - before == expected, name
     assert attack.seen() == seen
+
+
+def test_trace_says_the_same_of_those_that_can_be_described(attack: Attack, long: bool) -> None:
+    """`appliance trace --from-node`, on the node that has just dropped such packets."""
+    if not long:
+        pytest.skip("a process for each question: only with --long")
+    described = [it for _, it in cases(attack) if it.reason in DESCRIBED and not it.size]
+    assert {it.reason for it in described} == DESCRIBED
+    for case in described:
+        meaning = packets.read(case.inner[0])
+        assert meaning is not None
+        asked: dict[str, Any] = {"source": str(meaning.source), "destination": str(meaning.destination)}
+        asked |= {"protocol": "udp", "sport": meaning.source_port, "dport": meaning.destination_port, "ask": True}
+        said = attack.lab.api(attack.node).trace({**asked, "from_node": case.source or attack.node1})
+        assert said["verdict"] == case.reason, asked
 
 
 def test_the_witness_sees_what_a_node_may_send(attack: Attack) -> None:

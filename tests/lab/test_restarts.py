@@ -5,11 +5,15 @@ both nodes at once.
 """
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +25,7 @@ from appliance.lab.plan import IPERF_PORTS, Node, Setting
 from tests.conftest import ROOT
 from tests.lab.conftest import VARIED
 from tests.lab.helpers import background, environment, instance_ip, line, program, until
+from tests.supervisor.versions import SUPERVISOR, installed
 
 pytestmark = pytest.mark.root
 
@@ -104,20 +109,43 @@ def kill(lab: Lab) -> None:
         lifecycle.start(VARIED, node.name)
 
 
+def upgrade(lab: Lab, directory: Path) -> None:
+    """To other code in another place, as `systemctl restart` does it."""
+    supervisors = [it for node in lab.plan.nodes if (it := lab.supervisor(node)) is not None]
+    for it in supervisors:
+        os.kill(it.pid, signal.SIGUSR2)
+    until(lambda: not any(map(processes.alive, supervisors)), "they have left everything to the next", 40)
+    change = SUPERVISOR, 'log.info("ready",', 'log.info("ready, of another version",'
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in installed(directory, VERSION, *change).items():
+            patch.setenv(name, value)
+        for node in lab.plan.nodes:
+            lifecycle.start(VARIED, node.name)
+        assert {lab.api(node).status()["node"]["version"] for node in lab.plan.nodes} == {VERSION}
+        until(lambda: all(lab.api(it).status()["naming"]["ready"] for it in lab.plan.nodes), "so have resolvers", 40)
+
+
+VERSION = "9.1.0"
 WORKERS = "rolling replacement of the workers"
 ACTS = {"reload": reload, "restart on purpose": restart, "SIGKILL of the supervisor": kill, WORKERS: renew}
 
 
-def test_nothing_breaks(build: Callable[..., Lab], capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_breaks(
+    build: Callable[..., Lab], tmp_path: Path, capsys: pytest.CaptureFixture[str], long: bool
+) -> None:
+    """With ``--long`` an upgrade too."""
+    acts: dict[str, Callable[[Lab], None]] = {**ACTS}
+    if long:
+        acts["upgrade to other code"] = partial(upgrade, directory=tmp_path)
     lab = build(workers=(2,), settings=(Setting("cluster", "keepalive", KEEPALIVE_S),))
     said = {}
     with steady(lab) as client:
-        for name, act in ACTS.items():
+        for name, act in acts.items():
             client.since()
             before = workers(lab)
             act(lab)
             said[name] = client.since()
-            assert (workers(lab) == before) == (act is not renew), name
+            assert (workers(lab) == before) == (name != WORKERS), name
         with capsys.disabled():
             print(*(f"\n{name}: {it}" for name, it in said.items()))
     for name, it in said.items():

@@ -7,7 +7,7 @@ import pytest
 
 from appliance.cluster.manager import services
 from appliance.cluster.manager.addresses import ExhaustedError, Plan
-from appliance.cluster.manager.decide import Origin, Outcome, RefusedError, decide, missed
+from appliance.cluster.manager.decide import GONE_MAX, Origin, Outcome, RefusedError, decide, missed
 from appliance.cluster.manager.descriptor import from_data, of_job
 from appliance.cluster.manager.documents import Node, decode, encode, node_key
 from appliance.cluster.manager.requests import parse
@@ -71,6 +71,12 @@ def told(outcome: Outcome) -> list[tuple[str, object]]:
     """Jobs and kinds of change that are announced."""
     kinds = [message.payload["type"] for message in outcome.messages if isinstance(message.payload, dict)]
     return list(zip((message.topic.split("/")[1] for message in outcome.messages), kinds, strict=True))
+
+
+def gone_in(outcome: Outcome) -> dict[str, object]:
+    """Namespace addresses that followers are told to send to no more, by job."""
+    payloads = {it.topic.split("/")[1]: it.payload for it in outcome.messages}
+    return {job: it["gone"] for job, it in payloads.items() if isinstance(it, dict) and "gone" in it}
 
 
 def test_leases_are_disjoint_and_stay() -> None:
@@ -164,7 +170,9 @@ def test_only_the_node_that_has_an_instance_takes_it_away() -> None:
     world.place(A)
     gone = f'{{"appname":"{JOB}","instance_number":0}}'.encode()
     assert world.say(B, "service/undeployed", gone) == Outcome()
-    assert told(world.say(A, "service/undeployed", gone)) == [(JOB, "UNDEPLOYMENT")]
+    outcome = world.say(A, "service/undeployed", gone)
+    assert told(outcome) == [(JOB, "UNDEPLOYMENT")]
+    assert gone_in(outcome) == {JOB: ["10.18.0.2"]}
     assert world.listed() == []
 
 
@@ -176,7 +184,18 @@ def test_a_lost_node_costs_one_write() -> None:
     outcome = world.say(A, "status", b'{"status":"offline"}')
     assert list(outcome.changes) == [node_key(A)]
     assert told(outcome) == [(JOB, "UNDEPLOYMENT")]
+    assert gone_in(outcome) == {JOB: [f"10.18.0.{number + 2}" for number in range(40)]}
     assert all(world.state.live(JOB, number) is None for number in range(40))
+
+
+def test_a_notice_lists_so_many_addresses_and_no_more() -> None:
+    world = World()
+    world.deploy(instances=GONE_MAX + 1)
+    for number in range(GONE_MAX + 1):
+        world.place(A, number, f"10.18.{number // 250}.{number % 250 + 2}")
+    outcome = world.say(A, "status", b'{"status":"offline"}')
+    assert told(outcome) == [(JOB, "UNDEPLOYMENT")]
+    assert gone_in(outcome) == {}
 
 
 def test_instances_return_one_by_one() -> None:

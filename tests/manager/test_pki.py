@@ -14,7 +14,9 @@ from typing import Any
 import aiomqtt
 import pytest
 
+from appliance.cluster import topics
 from appliance.cluster.manager import pki
+from appliance.cluster.manager.topics import to_filter
 from tests.manager.processes import ROOT, Cluster
 
 ONE, TWO, LATER = "65f0000000000000000000a1", "65f0000000000000000000b2", "65f0000000000000000000c3"
@@ -175,6 +177,16 @@ def test_what_is_not_secure_does_not_start(tmp_path: Path, what: str, expected: 
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 1
         assert expected in done.stderr
+
+
+def test_a_node_may_say_and_hear_what_its_session_does_and_no_more() -> None:
+    kinds = (topics.SUBNET, topics.QUERY, topics.INTEREST_REMOVE, topics.DEPLOYED, topics.UNDEPLOYED)
+    says = {topics.of_node(ONE, kind) for kind in (*kinds, topics.ADDRESS_CHANGED, topics.STATUS, topics.HEALTH)}
+    results = {topics.of_node(ONE, kind) for kind in (topics.SUBNETWORK_RESULT, topics.QUERY_RESULT)}
+    hears = {*results, topics.ALL_NODES, topics.ALL_EXPOSED, topics.updates("+")}
+    allowed = pki.permissions(ONE)
+    assert set(allowed["publish"]["allow"]) == set(map(to_filter, says))
+    assert set(allowed["subscribe"]["allow"]) == {*map(to_filter, hears), "$MQTT.sub.>"}
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:

@@ -36,10 +36,12 @@ def play(shared: Cluster, scene: Callable[[Node], Awaitable[None]], *, will: boo
     asyncio.run(main())
 
 
-async def place(node: Node, job: str, number: int, offset: int = 2) -> None:
-    """Gets the node's subnets and announces an instance at an offset into them."""
+async def place(node: Node, job: str, number: int, offset: int = 2) -> list[str]:
+    """Gets the node's subnets and announces an instance at an offset into them; its addresses."""
     v4, v6 = subnets(await node.subnet())
-    await node.deployed(job, number, str(v4[offset]), str(v6[offset]))
+    addresses = [str(v4[offset]), str(v6[offset])]
+    await node.deployed(job, number, *addresses)
+    return addresses
 
 
 def subnets(answer: dict[str, object]) -> tuple[IPv4Network, IPv6Network]:
@@ -176,10 +178,10 @@ def test_followers_hear_of_each_change(shared: Cluster, manager: Manager) -> Non
         await node.listen(job)
         manager.deploy(job)
         assert await node.hear(topic) == Received(topic, {"type": "DEPLOYMENT"}, 1, False)
-        await place(node, job, 0)
+        addresses = await place(node, job, 0)
         assert (await node.hear(topic)).payload == {"type": "DEPLOYMENT"}
         await node.say("service/undeployed", {"appname": job, "instance_number": 0})
-        assert (await node.hear(topic)).payload == {"type": "UNDEPLOYMENT"}
+        assert (await node.hear(topic)).payload == {"type": "UNDEPLOYMENT", "gone": addresses}
         assert await node.numbers(job) == []
         manager.call("DELETE", f"/v1/services/{job}")
         assert (await node.hear(topic)).payload == {"type": "UNDEPLOYMENT"}
@@ -300,11 +302,12 @@ def test_a_lost_node_takes_its_instances_along_until_it_announces_them_again(sha
         async with connect(shared.mqtt, node_id()) as watcher:
             await watcher.listen(job)
             async with connect(shared.mqtt, name, will=True) as node:
-                await place(node, job, 0)
+                addresses = await place(node, job, 0)
                 await watcher.until(job, 1)
                 await watcher.silence(0.1)
                 await node.unplug()
-            assert (await watcher.hear("/updates_available", 2)).payload == {"type": "UNDEPLOYMENT"}
+            told = {"type": "UNDEPLOYMENT", "gone": addresses}
+            assert (await watcher.hear("/updates_available", 2)).payload == told
             assert await watcher.numbers(job) == []
             async with connect(shared.mqtt, name, will=True) as node:
                 assert await watcher.numbers(job) == []

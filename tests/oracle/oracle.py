@@ -464,8 +464,6 @@ class Oracle:
             self._inbound(outer, packet, None, outcome)
 
     def _inbound(self, outer: Outer, packet: Packet, came: Pieces | None, outcome: Outcome) -> None:
-        nested = packet.protocol == UDP and packet.ports[1] == self._world.port
-        require(not nested, model.NESTED_OVERLAY)
         if not self._answers(outer, packet):
             try:
                 self._peers.believe(outer, packet.source, self._now)
@@ -473,7 +471,10 @@ class Oracle:
                 if drop.reason == model.UNKNOWN_PEER and self._ask_for_sender(outer, packet):
                     return
                 raise
-        self._deliver(self._to_container(packet), came, outcome)
+        packet = self._to_container(packet)
+        is_tunnel = packet.protocol == UDP and packet.ports[1] == self._world.port
+        require(not is_tunnel or self._conversation(packet) is not None, model.NESTED_OVERLAY)
+        self._deliver(packet, came, outcome)
 
     def _ask_for_sender(self, outer: Outer, packet: Packet) -> bool:
         """Let a packet of an unknown node wait, if the cluster can be asked where its sender is."""

@@ -7,7 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from perf.load import connects, histogram, iperf, openloop, tcp, udp
+from appliance.dataplane.steering import steer
+from appliance.tables import layout
+from perf import flows
+from perf.load import connects, crowd, histogram, iperf, openloop, tcp, udp
 from perf.load.sockets import limit
 from perf.load.tool import ToolError
 
@@ -174,3 +177,26 @@ def test_a_refused_connection_is_a_failure():
     found = connects.connect_for("127.0.0.1", 9, 0.01)
     assert found.connections == 0
     assert found.failed > 0
+
+
+def test_a_crowd_has_each_flow_as_often_as_any_other():
+    rows = crowd.datagrams(100_000)
+    flows, counts = np.unique(rows[:, :4], axis=0, return_counts=True)
+    assert len(flows) == 100_000
+    assert set(counts) == {1, 2}
+
+
+def test_a_nodes_trains_are_packets_that_the_receiver_steers_alike():
+    local = layout.words("10.18.0.66")
+    rows = crowd.packets("10.18.0.2", "10.18.0.66", flows=64)[: 64 * crowd.TRAIN]
+    ports = rows[:, 20:24].copy().view(">u2").astype(int).tolist()
+    owners = np.array([int(steer(*local, sport, dport)) % crowd.CLASSES for sport, dport in ports])
+    assert (owners.reshape(-1, crowd.TRAIN) == owners[:: crowd.TRAIN, None]).all()
+    assert len(set(owners)) > 2
+    sums = rows[:, :20].copy().view(">u2").astype(int).sum(1)
+    assert set((sums & 0xFFFF) + (sums >> 16)) == {0xFFFF}
+
+
+def test_the_model_of_a_packets_cost_finds_the_terms_that_it_is_made_of():
+    sides = [flows.Side(0.8 + 2.4 / batch, batch, 1_000, (1.0,)) for batch in (1, 2, 4, 32)]
+    assert flows.fitted(sides) == pytest.approx((0.8, 2.4))

@@ -94,6 +94,8 @@ def test_every_command_has_a_sentence():
         "report",
         "smoke",
         "path",
+        "flows",
+        "stream",
         "loss",
         "latency",
         "storm",

@@ -224,6 +224,7 @@ def test_doctor_finds_a_well_node_well_and_names_what_is_not(pair: Pair) -> None
     file = str(pair.two.directory / "appliance.toml")
     place = ["ip", "netns", "exec", pair.two.namespace.name, sys.executable, "-m", "appliance", "doctor", "-c", file]
     line = [*place, "--socket", str(pair.two.socket), "--json"]
+    until(lambda: page(pair, pair.two, "/readyz")[0] == 200, "the node is ready", 30)
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
     findings = {it["check"]: it for it in json.loads(done.stdout)["findings"]}
     assert done.returncode == 0, done.stdout

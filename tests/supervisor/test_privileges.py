@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import faulthandler
 import mmap
 import os
 import resource
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyseccomp
 import pytest
 
@@ -32,6 +34,7 @@ def outcome(calls: privileges.Calls, act: Callable[[], object]) -> str:
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        faulthandler.disable()  # pytest's: it would make system calls of its own
         privileges.drop(privileges.WORKER_UID, privileges.WORKER_UID)
         privileges.confine(calls)
         try:
@@ -51,7 +54,7 @@ def call(name: str, *arguments: int) -> Callable[[], None]:
     """A call of the C library, that raises its error."""
 
     def act() -> None:
-        if getattr(_LIBC, name)(*arguments) < 0:
+        if getattr(_LIBC, name)(*map(ctypes.c_long, arguments)) < 0:
             raise OSError(ctypes.get_errno(), name)
 
     return act
@@ -124,6 +127,27 @@ def test_nobody_can_write_a_table() -> None:
     reopened = f"/proc/self/fd/{reader}"
     assert outcome(anything, lambda: os.open(reopened, os.O_RDWR)) == "EACCES"
     assert outcome(anything, lambda: os.ftruncate(reader, 0)) in ("EPERM", "EINVAL")
+    assert segment.arrays(reader, layout.sections(SMALL), writable=False)["header"][layout.H_MAGIC] == layout.MAGIC
+
+
+def test_a_worker_cannot_make_what_it_has_of_the_tables_writable() -> None:
+    publisher = Publisher(SMALL)
+    reader = publisher.descriptor()
+    size = os.fstat(reader).st_size
+    mapped = mmap.mmap(reader, size, prot=mmap.PROT_READ)
+    address = np.frombuffer(mapped, np.uint8).ctypes.data
+    writable = mmap.PROT_READ | mmap.PROT_WRITE
+    attempts: dict[str, Callable[[], object]] = {
+        "another protection": numbered("mprotect", address, size, writable),
+        "another mapping": numbered("mmap", 0, size, writable, mmap.MAP_SHARED, reader, 0),
+        "a write to the descriptor": lambda: os.write(reader, b"x"),
+        "a write behind the descriptor's back": lambda: os.pwrite(reader, b"x", 0),
+        "another size": lambda: os.ftruncate(reader, 0),
+        "a store": lambda: ctypes.memset(address, 1, 8),
+    }
+    found = {what: outcome(privileges.WORKER, act) for what, act in attempts.items()}
+    refused = {"another protection": "EACCES", "another mapping": "EACCES", "a write to the descriptor": "EBADF"}
+    assert found == {what: refused.get(what, "SIGSYS") for what in attempts} | {"a store": "SIGSEGV"}
     assert segment.arrays(reader, layout.sections(SMALL), writable=False)["header"][layout.H_MAGIC] == layout.MAGIC
 
 

@@ -75,6 +75,7 @@ class Node:
     directory: Path
     settings: dict[str, Any]
     popen: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def socket(self) -> Path:
@@ -114,7 +115,10 @@ class Node:
         arguments = ["run", "-c", str(file)] if program == "appliance" else [str(file), str(after)]
         command = ["ip", "netns", "exec", self.namespace.name, sys.executable, "-m", program, *arguments]
         with self.log.open("ab") as log:
-            self.popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+            environment = {**os.environ, **self.environment}
+            self.popen = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=ROOT, env=environment, start_new_session=True
+            )
 
     def _answers(self) -> bool:
         assert self.popen is not None
@@ -164,6 +168,10 @@ class Node:
         """What runs in the node's namespace."""
         return [int(pid) for pid in self.namespace_pids()]
 
+    def named(self) -> dict[int, str]:
+        """What runs in the node's namespace, by name."""
+        return {pid: _name(pid) for pid in self.processes()}
+
     def namespace_pids(self) -> list[str]:
         """The same as text."""
         done = subprocess.run(["ip", "netns", "pids", self.namespace.name], capture_output=True, text=True, check=True)
@@ -191,13 +199,13 @@ class World:
         self.hub.ip("addr", "add", f"{HUB}/24", "dev", "br0")
         self.hub.ip("link", "set", "br0", "up")
 
-    def manager(self) -> Manager:
+    def manager(self, *options: str) -> Manager:
         """A running manager with its broker; a further one takes the state of the one before, which has ended."""
         self.managers += 1
         state, runtime = self.directory / "cluster", self.directory / "cluster-run"
         arguments = ["run", "--mqtt", f"{HUB}:{MQTT_PORT}", "--rest", "127.0.0.1:10110", "--nats-port", "4222"]
         arguments += ["--state", str(state), "--runtime", str(runtime)]
-        process = Inside(self.hub, arguments, self.directory / f"manager-{self.managers}.log")
+        process = Inside(self.hub, [*arguments, *options], self.directory / f"manager-{self.managers}.log")
         self.stack.callback(process.stop, signal.SIGKILL)
         process.start()
         return HubManager(process, 10110)

@@ -158,6 +158,26 @@ def test_a_full_table_says_so_and_keeps_what_it_had() -> None:
     assert all(host_of(record, *layout.words(host(i).address)) >= 0 for i in range(40))
 
 
+def test_all_services_of_a_table_that_is_more_than_half_full_may_change_at_once() -> None:
+    """The new choice lists have room only where old ones were, once a reader in a batch has begun another one."""
+    announced = [1]
+
+    def reader() -> list[int]:
+        announced.append(publisher.epoch)
+        return [announced.pop(0)]
+
+    publisher = publish.Publisher(layout.Capacity(hosts=64, services=8192, choices=20_000), reader)
+    catalogue = Catalogue(publisher)
+
+    def services(first: int) -> list[Service]:
+        backends = tuple(host(first + i).address for i in range(4))
+        return [Service(V4("10.30.0.1") + i, "rr", backends) for i in range(4000)]
+
+    catalogue.replace([host(i) for i in range(8)], services(0))
+    catalogue.replace([host(i) for i in range(8)], services(4))
+    assert {it.backends for it in catalogue.services.values()} == {tuple(host(4 + i).address for i in range(4))}
+
+
 def test_churn_leaks_neither_entries_nor_choices() -> None:
     publisher = publish.Publisher(SMALL)
     catalogue = Catalogue(publisher)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from appliance.cluster.manager import topics
@@ -45,6 +46,8 @@ from appliance.cluster.topics import ingress_job
 
 DEPLOYMENT = "DEPLOYMENT"
 UNDEPLOYMENT = "UNDEPLOYMENT"
+GONE_MAX = 256
+"""Addresses that a notice lists: a message of a few kilobytes to everybody who follows the job."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,23 @@ class Origin:
 Decision = Callable[[State], Outcome]
 
 
-def notices(jobs: Iterable[str], change: str) -> tuple[Message, ...]:
-    """Hints to all who follow these jobs that there is something new to ask for."""
-    return tuple(Message(topics.updates(job), {"type": change}) for job in sorted(set(jobs)))
+def notices(jobs: Iterable[str], change: str, gone: Iterable[tuple[str, Instance]] = ()) -> tuple[Message, ...]:
+    """Hints to all who follow these jobs that there is something new to ask for.
+
+    `gone`: jobs with instances whose namespace addresses are nobody's from now on. Nodes of ours stop sending there
+    before they ask, others ignore it. Where there are more than GONE_MAX the answer has to tell.
+    """
+    lists: dict[str, list[str]] = {}
+    for job, instance in gone:
+        lists.setdefault(job, []).extend(map(str, _addresses(instance)))
+    listed = {job: {"gone": found} for job, found in lists.items() if 0 < len(found) <= GONE_MAX}
+    return tuple(Message(topics.updates(job), {"type": change, **listed.get(job, {})}) for job in sorted(set(jobs)))
+
+
+def _addresses(instance: Instance) -> list[IPv4Address | IPv6Address]:
+    """An instance's namespace addresses; none if it does not run."""
+    placed = instance.placement
+    return [] if placed is None else [it for it in (placed.address_v4, placed.address_v6) if it is not None]
 
 
 def decide(state: State, plan: Plan, cluster: str, origin: Origin, request: Request) -> Outcome:
@@ -239,7 +256,8 @@ def undeployed(state: State, origin: Origin, request: Undeployed) -> Outcome:
     if instance.placement is not None and instance.placement.node != origin.node:
         return Outcome()
     key = instance_key(request.job, request.number)
-    return Outcome({key: _unplaced(instance, origin)}, notices([request.job], UNDEPLOYMENT))
+    told = notices([request.job], UNDEPLOYMENT, [(request.job, instance)])
+    return Outcome({key: _unplaced(instance, origin)}, told)
 
 
 def address_changed(state: State, origin: Origin, request: AddressChanged) -> Outcome:
@@ -296,8 +314,9 @@ def lost(state: State, origin: Origin) -> Outcome:
     if node.status_at > origin.number:
         return Outcome()
     gone = {"online": False, "status_at": origin.number, "lost_at": origin.number}
-    jobs = [job for job, _ in state.placed_on(origin.node)]
-    return Outcome({node_key(origin.node): node.model_copy(update=gone)}, notices(jobs, UNDEPLOYMENT))
+    placed = [(job, it) for job, number in state.placed_on(origin.node) if (it := state.instance(job, number))]
+    told = notices((job for job, _ in placed), UNDEPLOYMENT, placed)
+    return Outcome({node_key(origin.node): node.model_copy(update=gone)}, told)
 
 
 def _present(state: State, origin: Origin) -> Changes:

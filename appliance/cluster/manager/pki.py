@@ -17,7 +17,7 @@ start, rather than let everybody in.
 
 `authorization` is what the broker is told: a client is who its certificate says (``verify_and_map``), a node may
 publish what nodes ask and hear what they are answered, both below its own topics only, and it hears the notices of
-jobs, the list of nodes and that of exposed services. Everything else is refused. A certificate whose file is taken away
+jobs, the list of nodes and that of exposed jobs. Everything else is refused. A certificate whose file is taken away
 counts no more, as no user has that name.
 """
 
@@ -266,6 +266,6 @@ def authorization(pki: Pki) -> dict[str, Any]:
 def permissions(node: str) -> dict[str, Any]:
     """What a node may publish and subscribe to, as NATS subjects. ``$MQTT.sub``: how the broker delivers with QoS 1."""
     says = [topics.to_subject(it.replace("+", node)) for it in topics.REQUEST_TOPICS]
-    hears = [topics.subnet_result(node), topics.query_result(node), topics.ALL_NODES, topics.exposed("+")]
-    hears.append(topics.updates("+"))
+    answers = [topics.subnet_result(node), topics.query_result(node)]
+    hears = [*answers, topics.ALL_NODES, topics.ALL_EXPOSED, topics.updates("+")]
     return {"publish": {"allow": says}, "subscribe": {"allow": [*map(topics.to_filter, hears), "$MQTT.sub.>"]}}

@@ -5,7 +5,7 @@ Theory of operation
 A node's end is told by its last will, which its broker publishes. A broker that dies takes the wills of its nodes with
 it: most come back at another broker, and those that died with it nobody misses. So ROUNDS times in the time that nodes
 have to come back (``--roll-call``) the brokers are asked for their MQTT connections (``$SYS.REQ.SERVER.PING.CONNZ``),
-whose client identifiers are the nodes'.
+whose client identifiers begin with the nodes'.
 
 - A node that counts as there, and in two rounds was nowhere, is lost (`decide.missed`), unless it spoke since.
 - A node that counts as lost, and in two rounds was connected, has its connection ended (``KICK``). It comes back at
@@ -127,11 +127,11 @@ class Presence:
         await self._client.request(f"$SYS.REQ.SERVER.{where.server}.KICK", _json(cid=where.number), timeout=ANSWER_S)
 
     async def ask(self) -> dict[str, Connected]:
-        """The MQTT clients of all brokers that answer, by identifier. Raises NatsError, TimeoutError if none does."""
+        """The MQTT clients of all brokers that answer, by node. Raises NatsError, TimeoutError if none does."""
         found: dict[str, Connected] = {}
         for server, answer in (await self._first_pages()).items():
             while answer["connections"]:
-                found |= {it["mqtt_client"]: Connected(server, it["cid"]) for it in _clients(answer)}
+                found |= {_node(it): Connected(server, it["cid"]) for it in _clients(answer)}
                 offset = answer["offset"] + len(answer["connections"])
                 if offset >= answer["total"]:
                     break
@@ -164,6 +164,11 @@ class Presence:
         answer = await self._client.request(f"$SYS.REQ.SERVER.{server}.CONNZ", question, timeout=ANSWER_S)
         page: dict[str, Any] = json.loads(answer.data)["data"]
         return page
+
+
+def _node(connection: dict[str, Any]) -> str:
+    """Which node a client is: an identifier may have a mark after the name (`cluster.access`)."""
+    return str(connection["mqtt_client"]).partition("-")[0]
 
 
 def _clients(answer: dict[str, Any]) -> list[dict[str, Any]]:

@@ -22,6 +22,9 @@ REQUEST_TOPICS = (
 LISTED = "cluster/nodes/"
 ALL_NODES = f"{LISTED}+"
 """The list of nodes. Only managers publish there."""
+EXPOSED = "cluster/exposed/"
+ALL_EXPOSED = f"{EXPOSED}+"
+"""Which nodes have ports for which jobs. Only managers publish there."""
 
 
 def to_subject(topic: str) -> str:
@@ -56,7 +59,7 @@ def listed(node: str) -> str:
 
 def exposed(job: str) -> str:
     """Where all nodes hear which of them have ports for a job."""
-    return f"cluster/exposed/{job}"
+    return f"{EXPOSED}{job}"
 
 
 def updates(job: str) -> str:

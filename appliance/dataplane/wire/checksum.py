@@ -7,7 +7,7 @@ Sums are kept in machine (little-endian) 16-bit order: a one's complement sum co
 import numpy as np
 from numba import njit
 
-from appliance.dataplane.native import le16, le32, put_le16
+from appliance.dataplane.native import le16, le32, le64, put_le16
 
 
 @njit
@@ -26,11 +26,15 @@ def swap(value):
 
 @njit
 def total(buffer, at, length):
-    """One's complement sum of a range of bytes, folded. The loop over 32-bit words becomes vector instructions."""
+    """One's complement sum of a range of bytes, folded. The loop over 64-bit words becomes vector instructions."""
     value = np.int64(0)
-    for i in range(length >> 2):
-        value += le32(buffer, at + (i << 2))
-    tail = at + (length & ~3)
+    for i in range(length >> 3):
+        word = le64(buffer, at + (i << 3))
+        value += (word & 0xFFFFFFFF) + ((word >> 32) & 0xFFFFFFFF)
+    tail = at + (length & ~7)
+    if length & 4:
+        value += le32(buffer, tail)
+        tail += 4
     if length & 2:
         value += le16(buffer, tail)
         tail += 2
