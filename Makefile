@@ -41,7 +41,7 @@ SECONDS ?= 2
 RUN ?=
 MODES ?= vxlan,appliance,modes
 STORM ?=
-STUDIES := calibrate path flows stream tables naming latency loss storm
+STUDIES := calibrate path flows stream tables resync naming latency loss storm
 
 perf-results: $(WARM) ## every result that docs/benchmarks.md shows, its figures and the baseline, anew: 35 minutes of a quiet machine
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[perf]'

@@ -18,7 +18,7 @@ from perf.study import Study
 ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = Path("perf/results")
 README, BENCHMARKS, FIGURES = Path("README.md"), Path("docs/benchmarks.md"), Path("docs/figures/index.html")
-STUDIES: Final = ("calibrate", "path", "flows", "stream", "tables", "naming", "latency", "loss", "storm")
+STUDIES: Final = ("calibrate", "path", "flows", "stream", "tables", "resync", "naming", "latency", "loss", "storm")
 SHORT: Final = ("tcp1", "tcp4", "udp64-flows", "rr", "open", "connect")
 """Scenarios of the README's table: what is faster than VXLAN, and what is slower."""
 

@@ -45,7 +45,8 @@ from tests.manager.processes import Cluster
 UPDATES = 200
 WAITED = 500
 """Questions that somebody waits for, at a time: a node refuses more than ``queries.WAITED_MAX``."""
-POLL_S = 0.1
+POLL_S = 0.5
+"""Between two looks at what is stale, which costs ten milliseconds."""
 QUIET_S = 0.02
 """Between two changes: each is one of its own."""
 
@@ -192,7 +193,7 @@ class _Node:
 
     async def _online(self) -> None:
         while self._connection is None:  # noqa: ASYNC110
-            await asyncio.sleep(POLL_S / 10)
+            await asyncio.sleep(POLL_S / 50)
 
     async def _reconnect(self) -> None:
         """Cuts the connection, and waits for the next one."""

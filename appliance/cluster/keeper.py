@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 DELAY: Final = 1.0
 """Seconds from a change to its file; changes in between share it."""
+SHARE: Final = 10
+"""How many times as long as a save took the next one waits: it has the event loop's processor, too."""
 
 
 class Keeper:
@@ -40,10 +43,13 @@ class Keeper:
 
     async def run(self) -> None:
         """Saves changes until cancelled."""
+        pause = DELAY
         while True:
             await self._changed.wait()
-            await asyncio.sleep(DELAY)
+            await asyncio.sleep(pause)
+            began = time.monotonic()
             await self.flush()
+            pause = max(DELAY, SHARE * (time.monotonic() - began))
 
     async def flush(self) -> None:
         """Saves what has changed since the last time."""

@@ -53,7 +53,8 @@ class Known:
     def answer(self, result: TableQueryResult) -> set[str]:
         """Replaces all that the cluster said about a job."""
         if result.instances or result.service_ips:
-            self.answers[result.job] = result
+            if self.answers.get(result.job) != result:
+                self.answers[result.job] = result
         else:
             self.answers.pop(result.job, None)
         return self._look(result.job)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from appliance.cluster.checks import Subnetwork
@@ -53,12 +54,13 @@ class Kept:
 
 
 class Store:
-    """The files of one node. ``clock`` gives the time of day."""
+    """The files of one node. ``clock`` gives the time of day. One call at a time."""
 
     def __init__(self, directory: Path, node: str, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory
         self._node = node
         self._clock = clock
+        self._encoded: dict[str, tuple[TableQueryResult, bytes]] = {}
 
     def load(self, complain: Callable[[str], None]) -> Kept:
         """What the last process saved; ``complain`` hears of what cannot be read."""
@@ -73,9 +75,23 @@ class Store:
 
     def save_tables(self, results: Iterable[TableQueryResult], nodes: Mapping[str, ClusterNode] | None = None) -> None:
         """Keeps the answers of the cluster, and its list of nodes. Raises OSError."""
-        kept = dict(nodes or {})
-        content = _Tables(node=self._node, saved_at=self._clock(), results=list(results), nodes=kept)
-        write(self._directory / TABLES, content.model_dump_json(by_alias=True, exclude_none=True).encode())
+        content = {
+            "node": self._node,
+            "saved_at": self._clock(),
+            "results": [orjson.Fragment(it) for it in self._encode(results)],
+            "nodes": {name: orjson.Fragment(_json(node)) for name, node in (nodes or {}).items()},
+        }
+        write(self._directory / TABLES, orjson.dumps(content))
+
+    def _encode(self, results: Iterable[TableQueryResult]) -> list[bytes]:
+        """The results in JSON; one that is the same as last time is not encoded again."""
+        before = self._encoded
+        self._encoded = {}
+        for result in results:
+            known = before.get(result.job)
+            data = known[1] if known is not None and known[0] is result else _json(result)
+            self._encoded[result.job] = result, data
+        return [data for _, data in self._encoded.values()]
 
     def save_subnetwork(self, subnetwork: Subnetwork) -> None:
         """Keeps the node's subnets. Raises OSError."""
@@ -94,6 +110,10 @@ class Store:
             complain(f"{path}: expected what was saved there: {_reason(error)}")
             return None
         return content if content.node == self._node else None
+
+
+def _json(message: BaseModel) -> bytes:
+    return message.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
 def write(path: Path, data: bytes) -> None:
